@@ -254,16 +254,16 @@ def report(
     from .report.page.model_view import open_model
     from .report.page.render import write_report
 
-    opened = store_of(store)
-    classes = None if taxonomy is None else Taxonomy.from_json(opened.classes).with_labels_of(taxonomy)
+    opened_store = store_of(store)
+    classes = None if taxonomy is None else Taxonomy.from_json(opened_store.classes).with_labels_of(taxonomy)
     with counter_if("drawing", progress) as observer:
         return write_report(
-            opened,
+            opened_store,
             Path(output),
             labels=None if labels is None else labels_of(labels),
             taxonomy=classes,
             calibration=calibration_of(calibration),
-            predictor=None if model is None else open_model(opened, location_of(model), provider),
+            predictor=None if model is None else open_model(opened_store, location_of(model), provider),
             num_pictures=pictures,
             workers=count_workers(workers),
             progress=observer,
@@ -325,28 +325,28 @@ def rank(
     if labels is not None and (images is None or model is None):
         raise UsageError("labels need the images that they belong to, and the model that judges them")
     check_count("budget", budget)
-    opened, threads = store_of(store), count_workers(workers)
-    loaded = calibration_of(calibration)
-    if loaded is not None:
-        check_same(opened.run, loaded)
-    predictor = None if model is None else open_model(opened, location_of(model), provider)
+    opened_store, threads = store_of(store), count_workers(workers)
+    loaded_calibration = calibration_of(calibration)
+    if loaded_calibration is not None:
+        check_same(opened_store.run, loaded_calibration)
+    predictor = None if model is None else open_model(opened_store, location_of(model), provider)
     queue = Queue(images=(), num_candidates=0)
     if budget:
         with counter_if("looking", progress) as observer:
             queue = rank_store(
-                opened,
+                opened_store,
                 budget,
-                calibration=loaded,
-                calibration_images=None if images is None else open_source(images, windows=opened.windows),
+                calibration=loaded_calibration,
+                calibration_images=None if images is None else open_source(images, windows=opened_store.windows),
                 predictor=predictor,
                 workers=threads,
                 progress=observer,
             )
     if labels is not None and predictor is not None and images is not None:
-        classes, source = Taxonomy.from_json(opened.classes), open_source(images, windows=opened.windows)
+        classes, source = Taxonomy.from_json(opened_store.classes), open_source(images, windows=opened_store.windows)
         truth = labels_of(labels)
-        labeled = pair_images(source, truth, classes, ids=ids)
-        doubts = doubt_labels(predictor, source, labeled, classes, workers=threads)
+        labeled_source = pair_images(source, truth, classes, ids=ids)
+        doubts = doubt_labels(predictor, source, labeled_source, classes, workers=threads)
         queue = replace(queue, label_errors=tuple(doubts))
     if output is not None:
         save_queue(queue, Path(output))

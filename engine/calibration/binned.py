@@ -105,14 +105,14 @@ class BinnedScores:
 
     def constant_bins(self, bins: NDArray[np.int64], weights: NDArray[np.float64]) -> NDArray[np.int64]:
         """Return the bin (m,) for all classes at which the top class keeps as many pixels as at ``bins`` (m, K)."""
-        kept, total = np.zeros(len(weights)), np.zeros((len(weights), NUM_BINS))
+        kept_pixels, total = np.zeros(len(weights)), np.zeros((len(weights), NUM_BINS))
         for target in range(self.num_targets):
             rows = np.flatnonzero(self.counts.target == target)
             sums = weights[:, self.counts.image[rows]] @ self.topped[rows]
-            chosen = bins[:, target]
-            kept += np.where(chosen >= 0, sums[np.arange(len(sums)), np.maximum(chosen, 0)], 0)
+            target_bins = bins[:, target]
+            kept_pixels += np.where(target_bins >= 0, sums[np.arange(len(sums)), np.maximum(target_bins, 0)], 0)
             total += sums
-        return (total >= kept[:, None] - 1e-6).argmax(axis=1)
+        return (total >= kept_pixels[:, None] - 1e-6).argmax(axis=1)
 
     def coverage(self, bins: NDArray[np.int64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sum the covered pixels (m, K) of the weighted images (m, n) under the thresholds ``bins`` (m, K)."""

@@ -179,18 +179,18 @@ def calibrate(
         "delta": None if delta is None else alpha_text(delta),
         "clusters": clusters,
     }
-    labeled = pair_images(source, labels, taxonomy, ids=ids)
+    labeled_source = pair_images(source, labels, taxonomy, ids=ids)
     with (
         tempfile.TemporaryDirectory(prefix="maskmill-calibrate-") as folder,
         Observations(Path(folder), taxonomy, grid=grid if position else None, options=options) as observations,
     ):
-        collect(observations, predictor, source, labeled, workers=workers, progress=progress)
+        collect(observations, predictor, source, labeled_source, workers=workers, progress=progress)
         fitting = {**options, "alpha": alpha, "delta": delta, "windows": source.windows}
         calibration = fit_calibration(observations, predictor, taxonomy, **fitting)
     report = dict(calibration.report)
-    if doubt := labeled.summary.doubt(report["argmax"]["accuracy"]):
+    if doubt := labeled_source.summary.doubt(report["argmax"]["accuracy"]):
         report["warnings"] = [doubt, *report["warnings"]]
-    return replace(calibration, report={**report, "source": labeled.summary.to_json()})
+    return replace(calibration, report={**report, "source": labeled_source.summary.to_json()})
 
 
 def _control_options(control: Control, group: Group | None, rule: RuleChoice | None) -> tuple[Group, Unit, RuleChoice]:

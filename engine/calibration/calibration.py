@@ -105,10 +105,11 @@ class Calibration:
             return
         if "taxonomy" in different:
             details = mapping_difference({"targets": self.targets, "background": self.background}, taxonomy.to_json())
-            rest = self._differences(now, [key for key in different if key != "taxonomy"])
+            other_differences = self._differences(now, [key for key in different if key != "taxonomy"])
             raise CalibrationMismatch(
                 f"the calibration was made with another class mapping "
-                f"({details or 'other model classes are mapped to the same targets'}){rest and f'; {rest}'}; "
+                f"({details or 'other model classes are mapped to the same targets'})"
+                f"{other_differences and f'; {other_differences}'}; "
                 "give the same --taxonomy FILE as for the calibration, or calibrate again with this class mapping"
             )
         remedy = remedy_of(different)
@@ -160,10 +161,10 @@ class Calibration:
         if group == "position" or self.control != "miscoverage":
             raise UsageError("thresholds per position, or with --control, need the images; run `maskmill calibrate`")
         scores = BinnedScores(self.counts, len(self.targets))
-        weights, seen = self._image_weights(level), scores.pixels > 0
-        num_images = seen.sum(axis=0)
+        weights, has_pixels = self._image_weights(level), scores.pixels > 0
+        num_images = has_pixels.sum(axis=0)
         if self.weighting is not None:
-            num_images = np.array([int(effective_size(weights[images])) for images in seen.T], np.int64)
+            num_images = np.array([int(effective_size(weights[images])) for images in has_pixels.T], np.int64)
         sharing = share_thresholds(
             group,
             num_images,
@@ -279,9 +280,9 @@ class Calibration:
             images = set(zip(scenes, part.counts.ids, strict=True))  # windows of different scenes may be equal
             shared = [image for image in images if image in owner]
             if shared:
-                other = owner[shared[0]]
+                owner_number = owner[shared[0]]
                 raise CalibrationError(
-                    f"{names[other]} and {names[number]} share images ({len(shared)} of "
+                    f"{names[owner_number]} and {names[number]} share images ({len(shared)} of "
                     f"{part.counts.num_images}, by content); merge calibrations of different images"
                 )
             owner.update(dict.fromkeys(images, number))

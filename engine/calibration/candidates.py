@@ -167,8 +167,8 @@ def measure_candidates(
     parts: list[list[Any]] = [[] for _ in candidates]
     for fold, images in folds(fold_of):
         weights = (fold_of != fold).astype(np.float64)[None]
-        rest = BinnedScores(scores.counts.subset(np.flatnonzero(weights[0])), num)
-        images_per_class = (rest.pixels > 0).sum(axis=0)
+        fitting_scores = BinnedScores(scores.counts.subset(np.flatnonzero(weights[0])), num)
+        images_per_class = (fitting_scores.pixels > 0).sum(axis=0)
         pixels = samples.read(images)
         limits: dict[Any, Any] = {}
         for index, candidate in enumerate(candidates):
@@ -182,7 +182,9 @@ def measure_candidates(
                 candidate.unseen,
             )
             if key not in limits:
-                limits[key] = _limits(candidate, scores, rest, weights, images_per_class, extra, taxonomy.background)
+                limits[key] = _limits(
+                    candidate, scores, fitting_scores, weights, images_per_class, extra, taxonomy.background
+                )
             parts[index].append((images, pixels.tally(limits[key], candidate.rule)))
     points = [
         _measured(candidate, Tally.gather(part, num_images, num))
@@ -194,7 +196,7 @@ def measure_candidates(
 def _limits(
     candidate: Candidate,
     scores: BinnedScores,
-    rest: BinnedScores,
+    fitting_scores: BinnedScores,
     weights: Any,
     images_per_class: Any,
     extra: int,
@@ -214,7 +216,7 @@ def _limits(
         images_per_class,
         min_images=fewest_images(alpha),
         background=background,
-        counts=rest.counts,
+        counts=fitting_scores.counts,
         fallback=candidate.fallback,
         unseen=candidate.unseen,
     )
@@ -262,8 +264,8 @@ def recommend(points: Sequence[Measured], goal: Goal) -> Choice:
     """Choose the candidate for a goal; one whose labels are worse than the raw ones is chosen only with a note."""
     raw = points[0]
     figures = np.array([[point.kept, point.accuracy, point.miou] for point in points])
-    chosen, fits = pick(figures, goal)
-    recommended = points[chosen]
+    row, fits = pick(figures, goal)
+    recommended = points[row]
     notes = []
     if goal.aim == "accuracy" and not fits:
         notes.append(f"no candidate reaches accuracy {goal.least:g}; this one comes closest")

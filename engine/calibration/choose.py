@@ -49,8 +49,8 @@ def choose(
     the recommendation is a conformal selection.
     """
     goal = goal if isinstance(goal, Goal) else Goal.parse(goal)
-    labeled = pair_images(source, labels, taxonomy, ids=ids)
-    if int(files_of(labeled.uris).max()) == 0:
+    labeled_source = pair_images(source, labels, taxonomy, ids=ids)
+    if int(files_of(labeled_source.uris).max()) == 0:
         raise UsageError(
             "selections are compared on held-out images, and there is only one image (all windows of a file count as "
             "one): label more images, or use `maskmill calibrate`"
@@ -59,14 +59,14 @@ def choose(
         tempfile.TemporaryDirectory(prefix="maskmill-choose-") as folder,
         Observations(Path(folder), taxonomy) as observations,
     ):
-        observations.collect(predictor, source, labeled, workers=workers, progress=progress)
+        observations.collect(predictor, source, labeled_source, workers=workers, progress=progress)
         scores = BinnedScores(observations.counts, taxonomy.num_targets)
         points = measure_candidates(scores, observations.samples, default_candidates())
         choice = recommend(points, goal)
-        doubt = labeled.summary.doubt(choice.raw.accuracy if choice.raw.kept else None)
+        doubt = labeled_source.summary.doubt(choice.raw.accuracy if choice.raw.kept else None)
         note = scenes_note(observations.counts)
         notes = choice.notes if note is None else (*choice.notes, note)
-        choice = replace(choice, source=labeled.summary, warnings=(doubt,) if doubt else (), notes=notes)
+        choice = replace(choice, source=labeled_source.summary, warnings=(doubt,) if doubt else (), notes=notes)
         best = choice.recommended.candidate
         if best.method != "conformal" or best.alpha is None or best.group is None:
             return choice, None

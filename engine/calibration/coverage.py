@@ -75,9 +75,9 @@ def hold_out(
     # the bins lie above the exact thresholds: take their excess away, in the same share from every image
     sums = covered.sum(axis=0)
     covered *= np.where(sums > 0, np.clip(sums - (optimism - exact), 0, None) / np.maximum(sums, 1), 1)
-    draws, others = image_weights(len(total)), image_weights(len(total), seed=1)
-    sampled = scores.coverage(fit(draws), others)
-    totals = others @ total
+    draws, test_draws = image_weights(len(total)), image_weights(len(total), seed=1)
+    sampled = scores.coverage(fit(draws), test_draws)
+    totals = test_draws @ total
     variance = column_variance(
         np.column_stack([sampled, sampled.sum(axis=1)]), np.column_stack([totals, totals.sum(axis=1)])
     )
@@ -107,12 +107,12 @@ def hold_out_positions(
     covered, total = np.zeros((len(ids), num)), np.zeros((len(ids), num))
     fold_of, parts = blocks(ids, POSITION_FOLDS), []
     for fold, images in folds(fold_of):
-        rest: Sequence[int] = np.flatnonzero(fold_of != fold).tolist()
+        fitting_images: Sequence[int] = np.flatnonzero(fold_of != fold).tolist()
         # a fold has fewer images than the final calibration: use the largest score rather than an infinite threshold
         small: SmallSample = "inf" if on_small_n == "inf" else "max"
         fitted = fit_thresholds(
             spill,
-            rest,
+            fitting_images,
             sharing,
             num_scored=num_scored,
             alpha=alpha,
@@ -176,8 +176,8 @@ def argmax_rows(tally: Tally) -> tuple[dict[str, Any], list[dict[str, Any] | Non
     sums = {name: getattr(tally, name).sum(axis=0) for name in ("true", "kept", "hits")}
     rows: list[dict[str, Any] | None] = []
     for index, share in enumerate(iou.tolist()):
-        kept = float(sums["kept"][index])
-        accuracy = float(sums["hits"][index]) / kept if kept else None
+        kept_share = float(sums["kept"][index])
+        accuracy = float(sums["hits"][index]) / kept_share if kept_share else None
         rows.append({"accuracy": accuracy, "iou": share} if sums["true"][index] else None)
     overall = {
         "accuracy": summary["accuracy_kept"] or 0.0,

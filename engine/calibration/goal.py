@@ -50,14 +50,14 @@ def pick(figures: NDArray[np.float64], goal: Goal) -> tuple[int, bool]:
     The first candidate is the labels without a selection; no candidate is chosen that is less accurate or has a lower
     mIoU, unless no other reaches an accuracy.
     """
-    kept, accuracy, miou = figures.T
+    kept_shares, accuracy, miou = figures.T
     better = (accuracy >= accuracy[0]) & (miou >= miou[0])
     if goal.aim == "accuracy":
         fit = better & (accuracy >= goal.least)
         if not fit.any():
-            return int(np.where(kept > 0, accuracy, -1).argmax()), False
-        return _best(fit, kept, miou), True
-    fit = better & (kept >= goal.least) if goal.aim == "kept" else better
+            return int(np.where(kept_shares > 0, accuracy, -1).argmax()), False
+        return _best(fit, kept_shares, miou), True
+    fit = better & (kept_shares >= goal.least) if goal.aim == "kept" else better
     return (_best(fit, miou, accuracy), True) if fit.any() else (0, False)
 
 

@@ -151,13 +151,13 @@ def calibrate_objects(
         if groups:
             thresholds[name] = limit = lowest_value(groups, level)
             pairs = [pair for group in groups for pair in group]
-            chosen = [right for value, right in pairs if limit is not None and value >= limit]
+            outcomes = [right for value, right in pairs if limit is not None and value >= limit]
             measured[name] = {
                 "images": len(groups),
                 "objects": len(pairs),
                 "right": sum(right for _, right in pairs),
-                "kept": len(chosen),
-                "wrong": len(chosen) - sum(chosen),
+                "kept": len(outcomes),
+                "wrong": len(outcomes) - sum(outcomes),
                 **held_out(groups, level, splits),
             }
         elif target != store.classes["background"]:
@@ -194,8 +194,8 @@ def lowest_value(images: Sequence[Sequence[tuple[float, bool]]], alpha: float) -
     losses = np.zeros((len(images), len(levels)))
     for row, image in enumerate(images):
         values, right = np.array([value for value, _ in image]), np.array([right for _, right in image])
-        kept = values[None] >= levels[:, None]
-        losses[row] = (kept & ~right).sum(axis=1) / np.maximum(kept.sum(axis=1), 1)
+        is_kept = values[None] >= levels[:, None]
+        losses[row] = (is_kept & ~right).sum(axis=1) / np.maximum(is_kept.sum(axis=1), 1)
     totals = np.maximum.accumulate(losses, axis=1).sum(axis=0)
     controlled = totals + 1 <= alpha * (len(images) + 1) + 1e-9
     return float(levels[controlled.sum() - 1]) if controlled.any() else None
@@ -207,18 +207,20 @@ def held_out(images: Sequence[Sequence[tuple[float, bool]]], alpha: float, split
     Returns ``held_out_wrong``, the mean share of wrong objects per image; ``held_out_spread``, its standard deviation
     over the draws; and ``held_out_kept``, the share of the right objects that is kept.
     """
-    rng, shares, kept = np.random.default_rng(0), [], []
+    rng, shares, kept_shares = np.random.default_rng(0), [], []
     for _ in range(splits if len(images) > 1 else 0):
         order = rng.permutation(len(images))
         first, second = order[: len(order) // 2], order[len(order) // 2 :]
         limit = lowest_value([images[index] for index in first], alpha)
-        chosen = [[right for value, right in images[index] if limit is not None and value >= limit] for index in second]
-        shares.append(np.mean([1 - float(np.mean(rights)) if rights else 0.0 for rights in chosen]))
+        outcomes = [
+            [right for value, right in images[index] if limit is not None and value >= limit] for index in second
+        ]
+        shares.append(np.mean([1 - float(np.mean(rights)) if rights else 0.0 for rights in outcomes]))
         total = sum(right for index in second for _, right in images[index])
-        kept.append(sum(map(sum, chosen)) / total if total else 0.0)
+        kept_shares.append(sum(map(sum, outcomes)) / total if total else 0.0)
     if not shares:
         return {}
-    values = np.mean(shares), np.std(shares), np.mean(kept)
+    values = np.mean(shares), np.std(shares), np.mean(kept_shares)
     names = ("held_out_wrong", "held_out_spread", "held_out_kept")
     return {name: round(float(value), 4) for name, value in zip(names, values, strict=True)}
 

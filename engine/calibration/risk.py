@@ -131,13 +131,13 @@ def false_label_report(
     image = np.arange(len(fold_of))
     risk = np.where(bins >= 0, losses.risk[image, np.maximum(bins, 0)], 0.0)
     kept_share = np.where(bins >= 0, losses.kept[image, np.maximum(bins, 0)], 0.0)
-    labeled = kept_share >= KEPT_ENOUGH
+    is_labeled = kept_share >= KEPT_ENOUGH
     spread = image_weights(len(risk)) @ risk / max(len(risk), 1)
     return {
         "risk": float(risk.mean()),
         "risk_interval": share_interval(float(risk.mean()), 2 * float(spread.var()), len(risk)),
-        "risk_of_labeled_images": float(risk[labeled].mean()) if labeled.any() else None,
-        "empty_images": float(1 - labeled.mean()),
+        "risk_of_labeled_images": float(risk[is_labeled].mean()) if is_labeled.any() else None,
+        "empty_images": float(1 - is_labeled.mean()),
         "kept": float(kept_share.mean()),
     }
 

@@ -121,11 +121,11 @@ def _clusters(
         small = sorted(
             (cluster for cluster in clusters if images(cluster) < min_images and cluster != [background]), key=images
         )
-        others = [cluster for cluster in clusters if cluster not in small[:1] and cluster != [background]]
-        if not small or not others:
+        neighbors = [cluster for cluster in clusters if cluster not in small[:1] and cluster != [background]]
+        if not small or not neighbors:
             break
         place = quantiles(small[0])
-        nearest = min(others, key=lambda cluster: float(np.abs(quantiles(cluster) - place).sum()))
+        nearest = min(neighbors, key=lambda cluster: float(np.abs(quantiles(cluster) - place).sum()))
         clusters = [cluster for cluster in clusters if cluster not in (small[0], nearest)] + [small[0] + nearest]
     group_of = np.full(len(num_images), POOLED, np.int64)
     for index, cluster in enumerate(sorted(clusters, key=min)):

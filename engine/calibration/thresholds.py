@@ -39,15 +39,15 @@ _CURVE = tuple(level / 10 for level in range(1, 10))  # quantiles of a position'
 def parse_alpha(alpha: str | float) -> Fraction:
     """Read an error rate as an exact decimal or fraction; raises :class:`UsageError` outside [1e-9, 1)."""
     text = str(alpha).strip()
-    shown = text if len(text) <= MAX_ALPHA_TEXT else f"{text[:MAX_ALPHA_TEXT]}…"
+    excerpt = text if len(text) <= MAX_ALPHA_TEXT else f"{text[:MAX_ALPHA_TEXT]}…"
     try:
         # the exact form of 1e-999999999 has a billion digits
         is_small = "/" in text or 1e-99 < float(text) <= 2
         level = Fraction(text) if is_small and len(text) <= MAX_ALPHA_TEXT else None
     except (ValueError, ZeroDivisionError):
-        raise UsageError(f"alpha must be a number above 0 and below 1, got {shown!r}") from None
+        raise UsageError(f"alpha must be a number above 0 and below 1, got {excerpt!r}") from None
     if level is None or not SMALLEST_ALPHA <= level < 1:
-        raise UsageError(f"alpha must be above 0 and below 1 (and at least 1e-9), got {shown}")
+        raise UsageError(f"alpha must be above 0 and below 1 (and at least 1e-9), got {excerpt}")
     return level
 
 
@@ -309,9 +309,9 @@ def _position_thresholds(
     for start in range(0, height, rows):
         with backend.queue():
             band = spill.rows(start, min(start + rows, height), indices)
-            known = backend.xp.where(band == band, band, np.float32(-np.inf))  # NaN differs from itself
+            numbers = backend.xp.where(band == band, band, np.float32(-np.inf))  # NaN differs from itself
             fitted, largest = backend.download(
-                kernels.position_quantiles(band, alpha, fallback=fallback), known.max(axis=0)
+                kernels.position_quantiles(band, alpha, fallback=fallback), numbers.max(axis=0)
             )
         if on_small_n == "max":
             fitted = np.where(np.isposinf(fitted) & np.isfinite(largest), largest, fitted)
@@ -345,15 +345,15 @@ def _clustered_thresholds(
         ranks = np.rint(np.multiply.outer(_CURVE, np.maximum(last, 0))).astype(np.int64)
         quantiles = np.take_along_axis(np.sort(band, axis=0), ranks, axis=0)  # NaN is sorted to the end
         curves[start : start + rows] = np.where(last >= 0, quantiles, np.nan).transpose(1, 2, 0)
-    shown = ~np.isnan(curves[..., 0])
+    has_curve = ~np.isnan(curves[..., 0])
     cluster_of = np.full((height, width), NO_CLASS, np.uint16)
-    num = min(clusters, int(shown.sum()))
+    num = min(clusters, int(has_curve.sum()))
     if num:
         cv2.setRNGSeed(0)
         stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 100, 1e-4)
         start_labels: Any = None
-        _, numbers, _ = cv2.kmeans(curves[shown], num, start_labels, stop, 3, cv2.KMEANS_PP_CENTERS)
-        cluster_of[shown] = numbers[:, 0]
+        _, numbers, _ = cv2.kmeans(curves[has_curve], num, start_labels, stop, 3, cv2.KMEANS_PP_CENTERS)
+        cluster_of[has_curve] = numbers[:, 0]
 
     def images() -> Iterator[tuple[Any, Any]]:
         groups = backend.constant(cluster_of.ravel())

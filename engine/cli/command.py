@@ -72,15 +72,15 @@ class PlainCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the arguments; raises :class:`UsageError` for a value that an option cannot take."""
-        given = list(args)
+        arguments = list(args)
         try:
-            rest = super().parse_args(ctx, args)
+            remainder = super().parse_args(ctx, args)
             for parameter in self.params:
                 refuse_url(parameter, ctx.params.get(parameter.name or ""))
-            refuse_repeated(self.make_parser(ctx).parse_args(args=given)[2])
+            refuse_repeated(self.make_parser(ctx).parse_args(args=arguments)[2])
             refuse_inputs_as_outputs(self.params, ctx.params)
             self._refuse_without_need(ctx)
-            return rest
+            return remainder
         except typer.BadParameter as error:
             ctx.close()
             if error.param is None or not error.message:  # a missing argument
@@ -96,8 +96,10 @@ class PlainCommand(TyperCommand):
         options: Mapping[str, str] = getattr(self.callback, "needs", {})
         for option, required in options.items():
             if option in names and names.keys().isdisjoint(required.split()):
-                others = " or ".join(name_of(entry) for entry in self.params if entry.name in required.split())
-                raise UsageError(f"{names[option]} applies to {others} only; add it, or leave {names[option]} out")
+                needed_options = " or ".join(name_of(entry) for entry in self.params if entry.name in required.split())
+                raise UsageError(
+                    f"{names[option]} applies to {needed_options} only; add it, or leave {names[option]} out"
+                )
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; an interrupt prints one line, unlike Typer, which exits silently."""

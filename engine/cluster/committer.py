@@ -94,16 +94,16 @@ class Committer:
     def _commit(self, batch: Sequence[Finished]) -> None:
         started = time.monotonic()
         parts: list[tuple[Finished, pa.Table, pa.Table, Progress]] = []
-        for done in batch:
+        for outcome in batch:
             try:
-                rows = self._leases.rows(done)
+                rows = self._leases.rows(outcome)
             except DamagedFile:
                 # half-written or damaged: its inputs are labeled again
-                self._leases.forget(done)
-                self._leases.release(done.lease)
+                self._leases.forget(outcome)
+                self._leases.release(outcome.lease)
                 continue
             if rows is not None:
-                parts.append((done, rows[0], rows[1], counts_of(rows[2]) or Progress()))
+                parts.append((outcome, rows[0], rows[1], counts_of(rows[2]) or Progress()))
         if not parts:
             return
         labels = pa.concat_tables([part[1] for part in parts])
@@ -121,13 +121,13 @@ class Committer:
         if self._attempted:
             self._attempted.difference_update(new_labels["id"].to_pylist())
         start = 0
-        for done, part, part_inputs, progress in parts:
+        for outcome, part, part_inputs, progress in parts:
             stop = start + len(part)
-            if self._complete(done, part_inputs):
+            if self._complete(outcome, part_inputs):
                 _count_duplicates(progress, part.filter(pa.array(~is_new[start:stop])))
-                self.stages[done.worker], progress.stages = progress.stages, []
+                self.stages[outcome.worker], progress.stages = progress.stages, []
                 self.progress = Progress.total([self.progress, progress])
-            self._leases.forget(done)
+            self._leases.forget(outcome)
             start = stop
         seconds = time.monotonic() - started
         self._log.write("commit", inputs=len(inputs), seconds=round(seconds, 4), leases=len(parts))
@@ -141,14 +141,14 @@ class Committer:
 def _batches(finished: Sequence[Finished]) -> list[list[Finished]]:
     batches: list[list[Finished]] = [[]]
     num_rows = num_bytes = 0
-    for done in finished:
+    for outcome in finished:
         if batches[-1] and (
-            num_rows + done.num_rows > 2 * COMMIT_ROWS or num_bytes + done.num_bytes > 2 * COMMIT_BYTES
+            num_rows + outcome.num_rows > 2 * COMMIT_ROWS or num_bytes + outcome.num_bytes > 2 * COMMIT_BYTES
         ):
             batches.append([])
             num_rows = num_bytes = 0
-        batches[-1].append(done)
-        num_rows, num_bytes = num_rows + done.num_rows, num_bytes + done.num_bytes
+        batches[-1].append(outcome)
+        num_rows, num_bytes = num_rows + outcome.num_rows, num_bytes + outcome.num_bytes
     return batches
 
 

@@ -347,20 +347,24 @@ class Driver:
         place = {"uri": item.uri, "size": item.size, "stamp": item.stamp, "condition": self._job.conditions()(item.uri)}
         committer.reject(InputRow(**place, id=None, error="crash", message=message))
 
-    def _complete(self, done: Finished, inputs: pa.Table) -> bool:
+    def _complete(self, outcome: Finished, inputs: pa.Table) -> bool:
         """Withdraw a committed lease; inputs that its worker did not finish are offered again."""
-        if done.lease in self._committed:
+        if outcome.lease in self._committed:
             return False
-        size = len(self._leases.items(done.lease) or ()) if self._planner is None else self._planner.size_of(done.lease)
-        if self._planner is not None and done.num_rows < size and not self._stop.is_set():
-            uris, items = set(inputs["uri"].to_pylist()), self._leases.items(done.lease)
-            rest = [item for item in items or () if item.uri not in uris]
-            if rest:
-                self._planner.publish(f"{done.lease}.r", rest)
+        size = (
+            len(self._leases.items(outcome.lease) or ())
+            if self._planner is None
+            else self._planner.size_of(outcome.lease)
+        )
+        if self._planner is not None and outcome.num_rows < size and not self._stop.is_set():
+            uris, items = set(inputs["uri"].to_pylist()), self._leases.items(outcome.lease)
+            open_items = [item for item in items or () if item.uri not in uris]
+            if open_items:
+                self._planner.publish(f"{outcome.lease}.r", open_items)
             elif items is None:
-                self._lost_inputs(size - done.num_rows)
-        self._leases.withdraw(done.lease)
-        self._committed.add(done.lease)
+                self._lost_inputs(size - outcome.num_rows)
+        self._leases.withdraw(outcome.lease)
+        self._committed.add(outcome.lease)
         return True
 
     def _lost_inputs(self, num_inputs: int) -> None:

@@ -22,9 +22,9 @@ class LeaseLog:
         """Compare the claims (lease to worker), finished leases and warnings with those of the previous call."""
         for lease in claims.keys() - self._claimed:
             self.run.write("lease claimed", lease=lease, worker=claims[lease])
-        for done in finished:
-            if done.lease not in self._finished:
-                self.run.write("lease finished", lease=done.lease, worker=done.worker, inputs=done.num_rows)
+        for outcome in finished:
+            if outcome.lease not in self._finished:
+                self.run.write("lease finished", lease=outcome.lease, worker=outcome.worker, inputs=outcome.num_rows)
         for warning in warnings[self._num_warnings :]:
             self.run.write("warning", message=warning)
         self._claimed, self._finished = set(claims), {done.lease for done in finished}

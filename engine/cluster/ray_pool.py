@@ -113,9 +113,9 @@ class RayPool:
                 self._ended(run, driver)
         if self._stopping:
             return len(self._runs)
-        wanted = min(self._largest(), max(self._settings.min_workers, driver.num_open)) - self._num_errors
+        target = min(self._largest(), max(self._settings.min_workers, driver.num_open)) - self._num_errors
         if self._num_deaths <= MAX_RESTARTS and self._failed_starts < MAX_FAILED_STARTS:
-            for _ in range(wanted - len(self._runs)):
+            for _ in range(target - len(self._runs)):
                 self._start(driver)
         self._end_idle(driver)
         return len(self._runs)

@@ -117,9 +117,9 @@ class Status:
         lines = [f"{self.store}: {self.images:,} images of {self.inputs:,} inputs stored, {self.rejects:,} rejected"]
         if self.run:
             more = "" if self.is_planned or self.run in ENDED else " or more"
-            rest = f", {max(self.done - self.waiting, 0):,} of them committed" if self.waiting else ""
+            suffix = f", {max(self.done - self.waiting, 0):,} of them committed" if self.waiting else ""
             lines.append(
-                f"run: {self.run}, {self.done:,} of {self.planned:,}{more} inputs done in {self.seconds:,.0f} s{rest}"
+                f"run: {self.run}, {self.done:,} of {self.planned:,}{more} inputs done in {self.seconds:,.0f} s{suffix}"
             )
         if self.run in ("interrupted", "dead") and self.is_planned and self.planned > self.done:
             lines.append(
@@ -130,9 +130,9 @@ class Status:
         elif self.limited:
             lines.append("--limit leaves more inputs out; run the same command again, or without it, to label them")
         if self.workers:
-            left = self.seconds_left
-            rest = "" if left is None else f", {_duration(left)} left"
-            lines.append(f"workers: {len(self.workers):,}, {self.images_per_second:,.1f} images/s{rest}")
+            seconds_left = self.seconds_left
+            suffix = "" if seconds_left is None else f", {_duration(seconds_left)} left"
+            lines.append(f"workers: {len(self.workers):,}, {self.images_per_second:,.1f} images/s{suffix}")
         for worker in self.workers:
             stall = f", stalled in {worker.stalled}" if worker.stalled else ""
             lines.append(
@@ -150,9 +150,9 @@ def read_status(store: str | os.PathLike[str], options: Mapping[str, Any] | None
     workers = leases.workers()
     waiting = num_waiting_rows(store, options) + sum(done.num_rows for done in finished)
     # read last: rows committed meanwhile are then counted twice rather than not at all
-    opened = LabelStore.open(store, storage_options=options, warn=False)
-    summary = opened.counts()
-    history = read_history(opened.path)
+    opened_store = LabelStore.open(store, storage_options=options, warn=False)
+    summary = opened_store.counts()
+    history = read_history(opened_store.path)
     ended = datetime.fromisoformat(history[-1]["time"]).timestamp() if history else 0.0
     # the state of a killed run is outdated once a later run has ended
     records = [record for record in workers.values() if record["time"] > ended or not _has_ended(record)]
@@ -165,12 +165,12 @@ def read_status(store: str | os.PathLike[str], options: Mapping[str, Any] | None
         driver = None
         state, progress, is_planned = _latest_local_run(history, records)
     reports = Progress.total([Progress.from_record(record["progress"]) for record in records])
-    done = progress.inputs
+    num_done = progress.inputs
     if state == "labeling":  # stored and waiting rows are newer than the run's last record
-        done = max(done, min(summary["inputs"] - progress.stored + waiting, progress.planned))
+        num_done = max(num_done, min(summary["inputs"] - progress.stored + waiting, progress.planned))
     if state == "dead":  # its last record may be older than its last rows, and counts inputs that were lost with it
         stored = max(summary["inputs"] - progress.stored, 0)
-        done = min(stored + waiting, progress.planned)
+        num_done = min(stored + waiting, progress.planned)
         if is_planned and 0 < progress.planned <= stored:  # another run committed the rest, or only the end is lost
             state = "finished"
         elif driver is None and all(record["state"] == "interrupted" for record in records):
@@ -182,7 +182,7 @@ def read_status(store: str | os.PathLike[str], options: Mapping[str, Any] | None
         rejects=summary["rejects"],
         run=state,
         planned=progress.planned,
-        done=done,
+        done=num_done,
         is_planned=is_planned,
         limited=progress.limited,
         waiting=waiting,

@@ -123,11 +123,11 @@ class CityscapesWriter(Writer):
 
 def class_ids(classes: LabelClasses) -> list[int]:
     """Return Cityscapes' id of each class, and ids from 34 for at most 222 classes that it does not have."""
-    known = {name: value for value, name in enumerate(NAMES) if value not in _IGNORED}
+    id_of = {name: value for value, name in enumerate(NAMES) if value not in _IGNORED}
     ids, following = [], len(NAMES)
     for name in classes.names:
-        ids.append(known.get(name, following))
-        following += name not in known
+        ids.append(id_of.get(name, following))
+        following += name not in id_of
     if following > 255:
         raise UsageError(f"Cityscapes' maps hold ids below 255, these labels need {following}; use png or coco")
     return ids

@@ -65,8 +65,8 @@ class CocoReader(LabelReader):
         self._crowds, self._option = options.crowds, options.option
         self._raw = read_bytes(location)
         members = json_members(self._raw, location)
-        if missing := {"images", "annotations", "categories"} - set(members):
-            raise UsageError(f"{location} is not a COCO file: it has no {', '.join(sorted(missing))}")
+        if missing_members := {"images", "annotations", "categories"} - set(members):
+            raise UsageError(f"{location} is not a COCO file: it has no {', '.join(sorted(missing_members))}")
         categories = load_json(self._raw, members["categories"], f"the categories of {location}")
         self._categories = category_names(categories, location)
         self._images: dict[str, tuple[int, int, int]] = {}

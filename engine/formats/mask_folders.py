@@ -253,8 +253,8 @@ def _labelmap(text: str, where: str) -> list[tuple[str, tuple[int, int, int]]]:
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip() or line.startswith("#"):
             continue
-        name, _, rest = line.partition(":")
-        color = rest.split(":")[0].strip()
+        name, _, fields = line.partition(":")
+        color = fields.split(":")[0].strip()
         try:
             rows.append((name.strip(), tuple(int(value) for value in color.split(",")) if color else None))
         except ValueError as error:

@@ -260,7 +260,7 @@ def _trace(label):
         following[hole] = back_target
     points = np.empty((count, 2), np.int64)
     ends = np.empty(num_regions, np.int64)
-    written = np.int64(0)
+    num_points = np.int64(0)
     for own in range(num_regions):
         first = first_node[own]
         node = first
@@ -275,11 +275,11 @@ def _trace(label):
             x, y = np.int64(node_x[node]), np.int64(node_y[node])
             ax, ay = np.int64(node_x[after]), np.int64(node_y[after])
             if np.sign(x - before_x) != np.sign(ax - x) or np.sign(y - before_y) != np.sign(ay - y):
-                points[written, 0], points[written, 1] = x, y
-                written += 1
+                points[num_points, 0], points[num_points, 1] = x, y
+                num_points += 1
             before_x, before_y = x, y
             node = after
             if node == first:
                 break
-        ends[own] = written
-    return points[:written], ends, values, areas
+        ends[own] = num_points
+    return points[:num_points], ends, values, areas

@@ -286,8 +286,10 @@ def _encode(columns, words, per_word, height):
         number[value] += 2
     for value in range(largest + 1):
         if number[value] and last[value] < total:
-            rest = total - last[value]
-            ends[value, 1] = _put(text, ends[value, 1], rest - before[value, 0] if number[value] > 2 else rest)
+            remainder = total - last[value]
+            ends[value, 1] = _put(
+                text, ends[value, 1], remainder - before[value, 0] if number[value] > 2 else remainder
+            )
     return text, ends, areas, boxes
 
 

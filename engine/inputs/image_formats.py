@@ -177,9 +177,9 @@ def pixels_of(image: Any, data: bytes, bit_depth: int | None) -> tuple[NDArray[n
     if image.mode == "F":
         return _from_float(image, turn)
     # Pillow applies the orientation of TIFF itself
-    rest = 1 if layout else turn
+    remaining_turn = 1 if layout else turn
     if not _is_deep(image, data, layout):
-        return turn_upright(_from_bytes(image), rest), 1.0
+        return turn_upright(_from_bytes(image), remaining_turn), 1.0
     samples = _deep_samples(image, data, layout, turn)
     if samples is None:
         if bit_depth is not None:
@@ -189,10 +189,10 @@ def pixels_of(image: Any, data: bytes, bit_depth: int | None) -> tuple[NDArray[n
                 "--bit-depth, or store it uncompressed",
             )
         pixels = _from_bytes(image)
-        return turn_upright(pixels, rest), (int(pixels.max(initial=0)) + 1) / 256
+        return turn_upright(pixels, remaining_turn), (int(pixels.max(initial=0)) + 1) / 256
     bits = 16 if layout is None else layout.value_bits
     pixels, highest = _from_deep(samples, bit_depth or bits, inverted=layout is not None and layout.white_is_zero)
-    return turn_upright(pixels, rest if samples.ndim == 2 else 1), highest / float((1 << bits) - 1)
+    return turn_upright(pixels, remaining_turn if samples.ndim == 2 else 1), highest / float((1 << bits) - 1)
 
 
 def _check_scans(image: Any, data: bytes) -> None:

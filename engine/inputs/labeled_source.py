@@ -223,9 +223,9 @@ def _files_named(ids: frozenset[str], windows: dict[str, list[str]]) -> frozense
     parts = {name: split_window(name) for name in ids}
     file_names = {name: name if part is None else part[0] for name, part in parts.items()}
     selection = match_ids(windows, file_names.values())
-    whole = {selection[name] for name, part in parts.items() if part is None}
+    whole_files = {selection[name] for name, part in parts.items() if part is None}
     available = {uri for uris in windows.values() for uri in uris}
-    chosen: dict[str, set[str]] = {}
+    uris_of: dict[str, set[str]] = {}
     for name, part in parts.items():
         if part is None:
             continue
@@ -233,9 +233,9 @@ def _files_named(ids: frozenset[str], windows: dict[str, list[str]]) -> frozense
         uri = f"{file}{part[1].text()}"
         if uri not in available:
             raise UsageError(f"the listed window {name} is not there; give the same --windows as for the list")
-        if file not in whole:
-            chosen.setdefault(file, set()).add(uri)
-    for file, uris in chosen.items():
+        if file not in whole_files:
+            uris_of.setdefault(file, set()).add(uri)
+    for file, uris in uris_of.items():
         windows[file] = [uri for uri in windows[file] if uri in uris]
     return frozenset(selection.values())
 
@@ -294,12 +294,12 @@ def value_names(
     for entry in labels.entries():
         present.update(np.unique(labels.read(entry, colors)).tolist())
     needed = present if present <= _BINARY else present - {255, 65535}
-    if missing := sorted(needed - set(names)):
+    if missing_values := sorted(needed - set(names)):
         raise UsageError(
-            f"the label maps in {labels.path} hold {name_list(missing)}, and no name is known for "
-            f"{'it' if len(missing) == 1 else 'them'}; give the names of the label values with --label-names FILE (a "
-            f"line `INDEX NAME` per value), as {NAMES_FILE} beside the label folder, or by the name of a data set, as "
-            "in --label-names voc"
+            f"the label maps in {labels.path} hold {name_list(missing_values)}, and no name is known for "
+            f"{'it' if len(missing_values) == 1 else 'them'}; give the names of the label values with --label-names "
+            f"FILE (a line `INDEX NAME` per value), as {NAMES_FILE} beside the label folder, or by the name of a data "
+            "set, as in --label-names voc"
         )
     return {index: name for index, name in sorted(names.items()) if index in present or index not in (255, 65535)}
 
@@ -311,9 +311,11 @@ def _check_names(labels: LabelSource, taxonomy: Taxonomy) -> None:
         target = taxonomy.labels.get(index, -1)
         if target >= 0 and same_class(name, taxonomy.targets[target]):
             continue
-        other = f"it is the model's {taxonomy.targets[target]}" if target >= 0 else "the model has no class for it"
+        model_class = (
+            f"it is the model's {taxonomy.targets[target]}" if target >= 0 else "the model has no class for it"
+        )
         raise UsageError(
-            f"label {index} of {labels.path} is {name}, but without a taxonomy {other}; draft a class mapping with "
-            f"`maskmill taxonomy BUNDLE --labels {labels.path} -o taxonomy.toml`, with the same "
+            f"label {index} of {labels.path} is {name}, but without a taxonomy {model_class}; draft a class mapping "
+            f"with `maskmill taxonomy BUNDLE --labels {labels.path} -o taxonomy.toml`, with the same "
             "--boxes, --points, --coarse-masks, --detector or --text if they name the classes; give it as --taxonomy"
         )

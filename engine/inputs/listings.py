@@ -69,8 +69,8 @@ def _text_lines(file: IO[bytes], name: str) -> Iterator[Entry]:
         text = ""
         if len(line) == MAX_LINE and not line.endswith(b"\n"):
             problem = f"it is longer than {MAX_LINE:,} bytes"
-            while (rest := file.readline(MAX_LINE)) and not rest.endswith(b"\n"):
-                total += len(rest)
+            while (remainder := file.readline(MAX_LINE)) and not remainder.endswith(b"\n"):
+                total += len(remainder)
                 if total > MAX_LIST_BYTES:
                     break
         else:

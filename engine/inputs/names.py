@@ -167,15 +167,15 @@ def match_ids(uris: Iterable[str], ids: Iterable[str]) -> dict[str, str]:
     """Return the one uri that each name of ``ids`` selects; raises :class:`UsageError` as :func:`select_ids`."""
     by_file: dict[str, list[str]] = {}
     by_stem: dict[str, list[str]] = {}
-    known = dict.fromkeys(uris)
-    for uri in known:
+    known_uris = dict.fromkeys(uris)
+    for uri in known_uris:
         key = file_key(uri)
         by_file.setdefault(key.rsplit("/", 1)[-1], []).append(uri)
         by_stem.setdefault(without_ending(key).rsplit("/", 1)[-1], []).append(uri)
-    selection, missing = {}, []
+    selection, missing_names = {}, []
     names = sorted(set(ids))
     for name in names:
-        matches = [name] if name in known else _matches(name, by_file, by_stem)
+        matches = [name] if name in known_uris else _matches(name, by_file, by_stem)
         if len(matches) > 1:
             raise UsageError(
                 f"the listed image {name} is ambiguous: {matches[0]} and {matches[1]} match; add the folder or the "
@@ -184,10 +184,10 @@ def match_ids(uris: Iterable[str], ids: Iterable[str]) -> dict[str, str]:
         if matches:
             selection[name] = matches[0]
         else:
-            missing.append(name)
-    if missing:
-        examples = ", ".join(f"{name}{_hint(name, by_stem)}" for name in missing[:5])
-        raise UsageError(f"{len(missing)} of the {len(names)} listed images are not there: {examples}")
+            missing_names.append(name)
+    if missing_names:
+        examples = ", ".join(f"{name}{_hint(name, by_stem)}" for name in missing_names[:5])
+        raise UsageError(f"{len(missing_names)} of the {len(names)} listed images are not there: {examples}")
     return selection
 
 

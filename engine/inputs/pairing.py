@@ -146,10 +146,10 @@ class PairingIndex(Generic[T]):
             self._by_stem.setdefault(place, []).append(Candidate(label, name, rule))
         for place, rule in served:
             folders = place.split("/")[:-1]
-            others = [folder for folder in folders if folder.lower() not in LABEL_FOLDERS]
-            if len(others) < len(folders):
+            other_folders = [folder for folder in folders if folder.lower() not in LABEL_FOLDERS]
+            if len(other_folders) < len(folders):
                 where = "parallel folders" if rule == "same name" else f"{rule}, parallel folders"
-                short = "/".join([*others, place.rsplit("/", 1)[-1]])
+                short = "/".join([*other_folders, place.rsplit("/", 1)[-1]])
                 self._parallel.setdefault(short, []).append(Candidate(label, name, where))
 
     def __len__(self) -> int:
@@ -167,8 +167,8 @@ class PairingIndex(Generic[T]):
         if candidates := self._longest(searches, uri):
             return candidates
         folders, _, last = without_ending(key).rpartition("/")
-        others = [folder for folder in folders.split("/") if folder.lower() not in IMAGE_FOLDERS]
-        return self._longest([("/".join([*others, last]), self._parallel)], uri)
+        other_folders = [folder for folder in folders.split("/") if folder.lower() not in IMAGE_FOLDERS]
+        return self._longest([("/".join([*other_folders, last]), self._parallel)], uri)
 
     def _longest(
         self, searches: Sequence[tuple[str, Mapping[str, list[Candidate[T]]]]], uri: str
@@ -235,9 +235,9 @@ class PairingIndex(Generic[T]):
     def similar(self, uri: str) -> str:
         """Explain why an image has no label despite a file with a similar name; empty if there is no such file."""
         stem = without_ending(file_key(uri)).rsplit("/", 1)[-1]
-        others = [name for name in self._by_last.get(stem, ()) if self._pattern is None]
-        if others:
-            return f"{others[0]} has the name of {_short(uri)} but is in another folder"
+        namesakes = [name for name in self._by_last.get(stem, ()) if self._pattern is None]
+        if namesakes:
+            return f"{namesakes[0]} has the name of {_short(uri)} but is in another folder"
         for last, names in self._by_last.items():
             if last != stem and last.startswith(stem) and not last[len(stem)].isalnum():
                 return (

@@ -123,10 +123,10 @@ class Source:
             yield item
         if empty:
             endings = (f".{self._ending}",) if self._ending else sorted(self._endings or ()) or EXTENSIONS
-            others = ", ".join(f"{number} {kind}" for kind, number in self.skipped.most_common(4))
+            other_files = ", ".join(f"{number} {kind}" for kind, number in self.skipped.most_common(4))
             raise SourceError(
                 f"no images in {self.spec}; folders and archives are searched for {', '.join(endings)}"
-                + (f", and it holds {others}" if others else "")
+                + (f", and it holds {other_files}" if other_files else "")
                 + ("; copy saved data sets to a disk" if self.skipped[".arrow"] and "://" in self.spec else "")
             )
 
@@ -212,8 +212,8 @@ class Source:
         try:
             status = os.stat(path)
         except (OSError, ValueError) as error:
-            missing = isinstance(error, OSError) and error.errno == errno.ENOENT
-            if top and missing and glob.has_magic(path):
+            is_missing = isinstance(error, OSError) and error.errno == errno.ENOENT
+            if top and is_missing and glob.has_magic(path):
                 yield from self._matches(path)
                 return
             if top:
@@ -320,9 +320,9 @@ class Source:
         if not (is_pattern or filesystem.exists(path)):
             raise SourceError(f"cannot open the source {url}: it does not exist")
         empty = True
-        for found in (match_remote if is_pattern else walk_remote)(filesystem, path, self._takes):
+        for listing in (match_remote if is_pattern else walk_remote)(filesystem, path, self._takes):
             empty = False
-            name, size, stamp, problem = listed_file(filesystem, *found, url)
+            name, size, stamp, problem = listed_file(filesystem, *listing, url)
             if is_pattern and not problem and remote.extension(name) in (".tar", ".parquet"):
                 yield from self._items(name)
             else:

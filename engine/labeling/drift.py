@@ -272,9 +272,9 @@ class RunWatch:
     def _refresh(self) -> None:
         """Read the stored results of inputs that this run does not label, and of images labeled as another input."""
         with self._lock:
-            missing = [uri for uri in self._waiting if uri not in self._own and uri not in self._ids]
-            if missing:
-                self._ids |= _ids(self._store.table(["uri", "id"], "inputs"), missing)
+            missing_uris = [uri for uri in self._waiting if uri not in self._own and uri not in self._ids]
+            if missing_uris:
+                self._ids |= _ids(self._store.table(["uri", "id"], "inputs"), missing_uris)
             images = {id for id in self._ids.values() if id is not None and id not in self._statistics}
             if images - self._seen:
                 self._statistics |= _statistics(self._store, self._settings, images)

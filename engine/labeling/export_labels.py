@@ -258,7 +258,7 @@ class _Job:
         table = self._store.table(["id", "kept"])
         kept_shares = dict(zip(table["id"].to_pylist(), table["kept"].to_pylist(), strict=True))
         reviews = self._store.current_reviews()
-        labeled, skipped = [], Counter()
+        labeled_images, skipped = [], Counter()
         for row in self._store.current_inputs():
             if row.id is None:
                 skipped["rejected input"] += 1
@@ -269,13 +269,13 @@ class _Job:
             elif row.id not in reviews and kept_shares[row.id] < min_kept:
                 skipped["below --min-kept"] += 1
             else:
-                labeled.append((row.uri, row.id, row.condition))
+                labeled_images.append((row.uri, row.id, row.condition))
         if ids is not None:
-            chosen = set(select_ids([uri for uri, _, _ in labeled], ids))
-            skipped["not listed"] = len(labeled) - len(chosen)
-            labeled = [entry for entry in labeled if entry[0] in chosen]
-        labeled.sort()
-        uris = [uri for uri, _, _ in labeled]
+            chosen_uris = set(select_ids([uri for uri, _, _ in labeled_images], ids))
+            skipped["not listed"] = len(labeled_images) - len(chosen_uris)
+            labeled_images = [entry for entry in labeled_images if entry[0] in chosen_uris]
+        labeled_images.sort()
+        uris = [uri for uri, _, _ in labeled_images]
         if self._writer.merges_windows:
             files = [(split_window(uri) or (uri,))[0] for uri in uris]
             name_of = dict(zip(dict.fromkeys(files), export_names(list(dict.fromkeys(files))), strict=True))
@@ -283,7 +283,7 @@ class _Job:
         else:
             names = export_names(uris)
         lines = [json.dumps(skipped)]
-        lines += [json.dumps([*entry, *name]) for entry, name in zip(labeled, names, strict=True)]
+        lines += [json.dumps([*entry, *name]) for entry, name in zip(labeled_images, names, strict=True)]
         write_atomically(self._state / "plan.jsonl", "\n".join(lines).encode())
 
     def _repair_journal(self) -> int:
@@ -304,16 +304,16 @@ class _Job:
         size = self._writer.batch
         per_chunk = max(1, _CHUNK // size)
         starts = range(self._num_done, len(self._batches), per_chunk)
-        done = self.num_before
+        num_done = self.num_before
         source = Source(str(self._store.path))
         with self._journal.open("a", encoding="utf-8") as stream:
             write = lambda start: self._write(start, start + per_chunk, source)  # noqa: E731
             for lines in ordered_map(write, starts, workers):
                 stream.writelines(lines)
                 stream.flush()
-                done = min(done + len(lines) * size, len(self.entries))
+                num_done = min(num_done + len(lines) * size, len(self.entries))
                 if progress is not None:
-                    progress(done, len(self.entries))
+                    progress(num_done, len(self.entries))
 
     def _write(self, start: int, stop: int, source: Source) -> list[str]:
         batches = self._batches[start:stop]
@@ -347,10 +347,10 @@ class _Job:
         objects = decode_instances(row, len(self._writer.options.classes.names))
         if self._thresholds is None:
             return objects, ()
-        chosen = self._thresholds.keep(objects)
-        self.num_chosen.append(len(chosen))
-        numbers = set(map(id, chosen))
-        return chosen, tuple(instance for instance in objects if id(instance) not in numbers)
+        chosen_objects = self._thresholds.keep(objects)
+        self.num_chosen.append(len(chosen_objects))
+        numbers = set(map(id, chosen_objects))
+        return chosen_objects, tuple(instance for instance in objects if id(instance) not in numbers)
 
     def _photo(self, entry: _Entry, source: Source) -> bytes:
         data = source.read(self._members.get(entry.uri, Item(entry.uri)))

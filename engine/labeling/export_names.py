@@ -55,17 +55,17 @@ def _parts(uri: str) -> list[str]:
 
 def _numbered(names: Sequence[str]) -> list[str]:
     """Add numbers to names that some file system considers equal, starting with the second."""
-    taken: set[str] = set()
+    taken_names: set[str] = set()
     result = []
     for name in names:
         folder, slash, file = name.rpartition("/")
         stem, dot, extension = file.rpartition(".")
         stem, extension = (stem, dot + extension) if dot else (file, "")
         candidate, number = name, 1
-        while _same(candidate) in taken:
+        while _same(candidate) in taken_names:
             number += 1
             candidate = f"{folder}{slash}{stem}-{number}{extension}"
-        taken.add(_same(candidate))
+        taken_names.add(_same(candidate))
         result.append(candidate)
     return result
 

@@ -136,7 +136,7 @@ def import_labels(
 
     counts = {"corrected": 0, "accepted": 0, "unchanged": 0}
     stores: Counter[str] = Counter()
-    pixels = done = 0
+    pixels = num_done = 0
     results = ordered_map(review, list(ids), workers)
     while chunk := list(islice(results, _COMMIT_ROWS)):
         rows = [row for row, _ in chunk if row is not None]
@@ -146,9 +146,9 @@ def import_labels(
         # all maps of the chunk are compared before the commit, which changes the current reviews
         store.commit_reviews(rows)
         stores.update(str(holder.path) for row in rows for holder in store.stores_with(row.id))
-        done += len(chunk)
+        num_done += len(chunk)
         if progress is not None:
-            progress(done, len(ids))
+            progress(num_done, len(ids))
     return ImportSummary(**counts, pixels=pixels, unknown=tuple(unknown), stores=dict(sorted(stores.items())))
 
 
@@ -179,13 +179,13 @@ def _matches(store: LabelStore, reader: LabelReader) -> tuple[dict[str, str], li
         exported.setdefault(stem, id)
         exported[name] = id
     ids = {name: exported[name] for name in reader.names() if name in exported}
-    others = [name for name in reader.names() if name not in exported]
-    index = PairingIndex([(name, name) for name in others], image_names=True)
-    known = set(ids.values())
+    other_names = [name for name in reader.names() if name not in exported]
+    index = PairingIndex([(name, name) for name in other_names], image_names=True)
+    matched_ids = set(ids.values())
     by_uri = dict(inputs)
-    for uri, name in index.pair([uri for uri, id in inputs if id not in known]).labels.items():
+    for uri, name in index.pair([uri for uri, id in inputs if id not in matched_ids]).labels.items():
         ids[name] = by_uri[uri]
-    return ids, [name for name in others if name not in ids]
+    return ids, [name for name in other_names if name not in ids]
 
 
 def _target_table(reader: LabelReader, classes: Taxonomy) -> NDArray[np.int64]:

@@ -59,20 +59,20 @@ def find_instances(score_map: ScoreMap, taxonomy: Taxonomy, settings: InstanceSe
         )
     targets = np.asarray(taxonomy.model)[np.asarray(objects.classes, np.int64)]
     scores = np.asarray(objects.scores, np.float64)
-    wanted = (scores >= settings.min_score) & (targets >= 0)
+    is_candidate = (scores >= settings.min_score) & (targets >= 0)
     if taxonomy.background is not None:
-        wanted &= targets != taxonomy.background
+        is_candidate &= targets != taxonomy.background
     qualities = _stability(np.asarray(objects.masks)) if objects.qualities is None else objects.qualities
-    order = np.flatnonzero(wanted)[np.argsort(-scores[wanted], kind="stable")]
+    order = np.flatnonzero(is_candidate)[np.argsort(-scores[is_candidate], kind="stable")]
     painted = np.zeros(score_map.size, np.uint16)
-    kept: list[int] = []
+    kept_masks: list[int] = []
     for index in order.tolist():
         window, mask = _upsampled(np.asarray(objects.masks[index], np.float32), score_map)
         area = int(mask.sum())
         free = mask & (painted[window] == 0)
         if area and free.sum() >= max(settings.min_area, settings.min_visible * area):
-            kept.append(index)
-            painted[window][free] = len(kept)
+            kept_masks.append(index)
+            painted[window][free] = len(kept_masks)
     masks = {mask.value: mask for mask in encode_classes(painted)}
     return [
         Instance(
@@ -83,7 +83,7 @@ def find_instances(score_map: ScoreMap, taxonomy: Taxonomy, settings: InstanceSe
             counts=masks[number].counts,
             area=masks[number].area,
         )
-        for number, index in enumerate(kept, start=1)
+        for number, index in enumerate(kept_masks, start=1)
     ]
 
 

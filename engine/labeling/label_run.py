@@ -217,14 +217,14 @@ def _execute(
     def commit(inputs: int, seconds: float) -> None:
         log.write("commit", inputs=inputs, seconds=round(seconds, 4))
 
-    def done(done: Done) -> None:
+    def report(done: Done) -> None:
         if watch is not None:
             watch.add(done)
         if done.input.error is not None:
             log.write("reject", uri=done.input.uri, kind=done.input.error, message=done.input.message)
 
     rows = None if store is None else WaitingRows(store, commit)
-    writer = Writer(progress, rows, done)
+    writer = Writer(progress, rows, report)
 
     def inputs() -> Iterator[tuple[Item, Writer]]:
         while items and not (watch is not None and watch.stop.is_set()):
@@ -284,8 +284,8 @@ def _plan(
                 earlier[item.uri] = rejects[item.uri]
             yield item
 
-    chosen = _chosen(source if watch is None else watch.observe(source), shard_of)
-    plan = store.plan(watched(chosen), retry_rejects=retry_rejects, condition=predictor.condition)
+    chosen_source = _chosen(source if watch is None else watch.observe(source), shard_of)
+    plan = store.plan(watched(chosen_source), retry_rejects=retry_rejects, condition=predictor.condition)
     if watch is None:
         items = deque(islice(plan, limit))
         limited = limit is not None and next(plan, None) is not None

@@ -122,10 +122,10 @@ class Progress:
     @classmethod
     def total(cls, parts: Sequence[Progress]) -> Progress:
         """Sum the counts, stage times included, of parts of one run that ran at the same time."""
-        kept = np.zeros(max((len(part.kept) for part in parts), default=0), np.int64)
+        kept_pixels = np.zeros(max((len(part.kept) for part in parts), default=0), np.int64)
         stages: dict[str, StageTime] = {}
         for part in parts:
-            kept[: len(part.kept)] += part.kept
+            kept_pixels[: len(part.kept)] += part.kept
             for stage in part.stages:
                 total = stages.setdefault(stage.name, StageTime(stage.name, 0))
                 total.threads += stage.threads
@@ -138,7 +138,7 @@ class Progress:
             stored=max((part.stored for part in parts), default=0),
             rejects=sum((part.rejects for part in parts), Counter()),
             earlier_rejects=sum((part.earlier_rejects for part in parts), Counter()),
-            kept=kept,
+            kept=kept_pixels,
             stages=list(stages.values()),
             source=SourceSummary(
                 skipped=sum((part.source.skipped for part in parts), Counter()),

@@ -180,8 +180,8 @@ class Stages:
                 return [result for job in jobs for result in self._predict([job])]
             return [replace(job, prepared=None, error=error) for job in jobs]
         except SessionError as error:
-            others = f" and {len(ready) - 1} other images" if len(ready) > 1 else ""
-            raise SessionError(f"{ready[0].item.uri}{others}: {error}") from error
+            other_images = f" and {len(ready) - 1} other images" if len(ready) > 1 else ""
+            raise SessionError(f"{ready[0].item.uri}{other_images}: {error}") from error
         return [job if job.prepared is None else replace(job, prepared=None, score_map=next(maps)) for job in jobs]
 
     def _select(self, jobs: list[_Job]) -> list[tuple[Writer, Done]]:

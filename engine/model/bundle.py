@@ -258,8 +258,10 @@ class Bundle:
                 "import or export the model again"
             )
         try:
-            if missing := [field.name for field in dataclasses.fields(cls) if field.name not in {*raw, "path", "text"}]:
-                raise UsageError(f"{missing[0]} is missing")
+            if missing_names := [
+                field.name for field in dataclasses.fields(cls) if field.name not in {*raw, "path", "text"}
+            ]:
+                raise UsageError(f"{missing_names[0]} is missing")
             return read_value(cls, {**raw, "path": os.fspath(folder)})
         except (BundleError, UsageError) as error:
             raise BundleError(f"{shown(manifest)} is damaged: {error}; make the bundle again") from error

@@ -74,10 +74,10 @@ class ColorTable:
             if code in codes:
                 shared = [name for index, name in self.names.items() if self._color_of(index) == code]
                 raise TaxonomyError(f"{file}: the color {color} ({number:,} pixels) stands for {' and '.join(shared)}")
-            others = f" and {len(values) - 1} more colors" if len(values) > 1 else ""
+            more_colors = f" and {len(values) - 1} more colors" if len(values) > 1 else ""
             raise TaxonomyError(
-                f"{file} holds the color {color} on {number:,} pixels{others}, which {self} does not list; add it to "
-                "[colors] in the taxonomy (lossy files and smoothed edges also make new colors)"
+                f"{file} holds the color {color} on {number:,} pixels{more_colors}, which {self} does not list; add it "
+                "to [colors] in the taxonomy (lossy files and smoothed edges also make new colors)"
             )
         return labels.astype(np.uint8 if indices.max(initial=0) <= 255 else np.uint16)
 

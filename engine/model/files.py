@@ -77,13 +77,13 @@ def refuse_overwriting(output: object, inputs: Iterable[object]) -> None:
             raise UsageError(f"{output} is an input and would be overwritten; write to another file or folder")
 
 
-def _is_same(path: str, other: str) -> bool:
-    if path == other or "://" in path or "://" in other:
-        return path == other
+def _is_same(path: str, second_path: str) -> bool:
+    if path == second_path or "://" in path or "://" in second_path:
+        return path == second_path
     try:
-        return os.path.samefile(path, other)
+        return os.path.samefile(path, second_path)
     except (OSError, ValueError):  # one of them does not exist, or is not a path
-        return os.path.abspath(path) == os.path.abspath(other)
+        return os.path.abspath(path) == os.path.abspath(second_path)
 
 
 def read_class_names(path: str | os.PathLike[str]) -> dict[int, str]:

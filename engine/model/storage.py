@@ -141,15 +141,15 @@ def fetched(location: str | os.PathLike[str], options: Mapping[str, Any] | None 
             raise UsageError(f"there is nothing at {path}")
         if len(files) > MAX_COPIED_FILES or sum(info.get("size") or 0 for info in files.values()) > MAX_COPIED:
             raise UsageError(f"{path} holds {_TOO_MUCH}; give the folder of one model")
-        left = MAX_COPIED
+        remaining_bytes = MAX_COPIED
         for name in files:
             inner = name.removeprefix(root).lstrip("/")
             if name != root and (not name.startswith(f"{root}/") or not stays_below(inner)):
                 raise UsageError(f"{path} holds a file whose name leads out of the folder: {name}; do not use it")
             copy = target / inner if name != root else target
             copy.parent.mkdir(parents=True, exist_ok=True)
-            left -= _copy(system, name, copy, left)
-            if left < 0:
+            remaining_bytes -= _copy(system, name, copy, remaining_bytes)
+            if remaining_bytes < 0:
                 raise UsageError(f"{path} holds {_TOO_MUCH}; give the folder of one model")
     except UsageError:
         raise
@@ -174,8 +174,8 @@ def stays_below(name: str) -> bool:
 def _copy(system: Any, name: str, target: Path, limit: int) -> int:
     """Copy a file, and stop soon after ``limit`` bytes; returns the number of bytes."""
     num_bytes = 0
-    whole = {"block_size": 0} if name.startswith(HTTP) else {}  # servers may ignore byte ranges
-    with system.open(name, "rb", **whole) as source, target.open("wb") as copy:
+    options = {"block_size": 0} if name.startswith(HTTP) else {}  # servers may ignore byte ranges
+    with system.open(name, "rb", **options) as source, target.open("wb") as copy:
         while num_bytes <= limit and (part := source.read(1 << 22)):
             num_bytes += copy.write(part)
     return num_bytes

@@ -185,11 +185,11 @@ class Taxonomy:
                 )
             targets_by_name |= {self.label_names[index]: target for index, target in self.labels.items()}
             # a file may list only some classes; but a name similar to an unmapped one is a misspelling
-            others = set(values) - set(targets_by_name)
+            unmatched_names = set(values) - set(targets_by_name)
             targets_by_name = {
                 name: target
                 for name, target in targets_by_name.items()
-                if name in values or nearest_name(name, others, 0.6)
+                if name in values or nearest_name(name, unmatched_names, 0.6)
             }
         if unknown := sorted(set(targets_by_name) - set(values)):
             raise TaxonomyError(
@@ -203,8 +203,8 @@ class Taxonomy:
                 index: targets[plain_name(name)] for name, index in values.items() if plain_name(name) in targets
             }
             labels = same_names | labels
-            if missing := sorted(set(values.values()) - set(labels)):
-                name = names[missing[0]]
+            if missing_values := sorted(set(values.values()) - set(labels)):
+                name = names[missing_values[0]]
                 raise TaxonomyError(
                     f"{origin} has the class {name}, which stands for no target ({name_list(self.targets)}); add "
                     f'`"{name}" = "TARGET"` or `"{name}" = "{IGNORE}"` under [labels], '
@@ -257,16 +257,16 @@ class Taxonomy:
         if (unknown := targets == -2).any():
             index = int(labels[unknown][0])
             number = int(np.count_nonzero(labels == index))
-            known = name_list(sorted(self.labels)) or "none"
+            known_labels = name_list(sorted(self.labels)) or "none"
             if self.assumed:
                 raise TaxonomyError(
                     f"{file} holds the label {index} on {number:,} pixels, and the model has no class for it (its "
-                    f"classes are taken for the labels {known}); draft a class mapping with `maskmill taxonomy`, and "
-                    "give it as --taxonomy"
+                    f"classes are taken for the labels {known_labels}); draft a class mapping with `maskmill "
+                    "taxonomy`, and give it as --taxonomy"
                 )
             raise TaxonomyError(
-                f"{file} holds the label {index}, which the taxonomy does not know (it knows {known} and 255), on "
-                f'{number:,} pixels; add `{index} = "TARGET"` or `{index} = "{IGNORE}"` under [labels]'
+                f"{file} holds the label {index}, which the taxonomy does not know (it knows {known_labels} and 255), "
+                f'on {number:,} pixels; add `{index} = "TARGET"` or `{index} = "{IGNORE}"` under [labels]'
             )
         return np.where(targets < 0, self.ignore_index, targets).astype(self.dtype)
 

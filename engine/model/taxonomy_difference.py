@@ -16,18 +16,18 @@ def mapping_difference(
     ``places`` name the two mappings. Entries that one of them lacks are not compared; empty if no
     difference is known.
     """
-    targets, others = list(before.get("targets", [])), list(now.get("targets", []))
+    targets, new_targets = list(before.get("targets", [])), list(now.get("targets", []))
     parts = []
-    if missing := [name for name in targets if name not in others]:
-        parts.append(f"{_targets(missing)} only {places[0]}")
-    if added := [name for name in others if name not in targets]:
+    if missing_targets := [name for name in targets if name not in new_targets]:
+        parts.append(f"{_targets(missing_targets)} only {places[0]}")
+    if added := [name for name in new_targets if name not in targets]:
         parts.append(f"{_targets(added)} only {places[1]}")
-    if targets != others and not parts:
+    if targets != new_targets and not parts:
         parts.append("the targets have another order")
     old_background, new_background = (_background(raw) for raw in (before, now))
     if old_background != new_background:
         parts.append(f"the background is {old_background} {places[0]} and {new_background} {places[1]}")
-    common = [name for name in targets if name in others]
+    common = [name for name in targets if name in new_targets]
     for key, sentence in (
         ("model", "other model classes are mapped to {}"),
         ("labels", "other labels are mapped to {}"),

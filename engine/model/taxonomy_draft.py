@@ -88,7 +88,7 @@ def draft(
     background = None if bundle.background is None else classes[bundle.background]
     if unmatched == "background" and background is None:
         raise UsageError("the model has no background class for unmatched names; leave them ignored")
-    rest = background if unmatched == "background" and background is not None else IGNORE
+    fallback = background if unmatched == "background" and background is not None else IGNORE
     labels: dict[int, tuple[str, str]] = {}
     for index, name in sorted((label_names or {}).items()):
         match = class_of.get(_normalized(name))
@@ -97,11 +97,11 @@ def draft(
         elif means_nothing(name):
             labels[index] = (name, IGNORE)
         else:
-            labels[index] = (name, rest)
+            labels[index] = (name, fallback)
             similar = nearest_name(_normalized(name), class_of)
             hint = f"; did you mean the model's {class_of[similar]}?" if similar else ""
             label = f"label {name}" if by_name else f"label {index} ({name})"
-            notes.append(f"{label} → {rest}{hint}")
+            notes.append(f"{label} → {fallback}{hint}")
     matches = {target for _, target in labels.values()} - {IGNORE}
     names_in_use = matches | {background} if label_names else set(classes)
     targets = [name for name in classes if name in names_in_use]

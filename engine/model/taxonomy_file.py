@@ -143,16 +143,16 @@ def parse_labels(
 def parse_model(file: TaxonomyFile, classes: Sequence[str], targets: Sequence[str]) -> tuple[int, ...]:
     """Return the target index of every model class, -1 for dropped ones; raises :class:`TaxonomyError`."""
     model = file.model
-    missing = [name for name in classes if name not in model]
+    missing_classes = [name for name in classes if name not in model]
     if unknown := sorted(set(model) - set(classes)):
         names = name_list(unknown)
         raise TaxonomyError(
             f"[model] {names} {'is' if len(unknown) == 1 else 'are'} unknown"
-            + (did_you_mean(unknown[0], missing or classes) or f"; the model has {name_list(classes)}")
+            + (did_you_mean(unknown[0], missing_classes or classes) or f"; the model has {name_list(classes)}")
         )
-    if missing:
+    if missing_classes:
         raise TaxonomyError(
-            f'[model] lacks the model classes {name_list(missing)}; map each to a target or to "{DROPPED}"'
+            f'[model] lacks the model classes {name_list(missing_classes)}; map each to a target or to "{DROPPED}"'
         )
     return tuple(_target("model", name, model[name], targets, DROPPED) for name in classes)
 

@@ -34,9 +34,9 @@ def class_scores(values: Any, taxonomy: Taxonomy, activation: Activation, xp: An
         top = rank.argmax(axis=1)
         scores = (total - rank) / total
         # the mass of all other classes, not 1 minus a number near 1
-        others = rank.copy()
-        others[xp.arange(len(rank)), top] = 0
-        scores[xp.arange(len(rank)), top] = others.sum(axis=1) / total[:, 0]
+        other_ranks = rank.copy()
+        other_ranks[xp.arange(len(rank)), top] = 0
+        scores[xp.arange(len(rank)), top] = other_ranks.sum(axis=1) / total[:, 0]
     else:
         scores = 1 / (1 + xp.exp(rank)) if activation == "sigmoid" else 1 - rank
     unreached = xp.asarray(~np.isin(np.arange(num_scored), groups))

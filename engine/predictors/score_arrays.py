@@ -36,8 +36,8 @@ def read_array(path: Path) -> NDArray[np.float32]:
     stream = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, in_fortran_order, dtype = read(stream)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, in_fortran_order, dtype = read_header(stream)
     except Exception as error:
         # NumPy parses the header as Python, whose tokenizer raises errors of its own
         raise ValueError(f"the .npy file is cut short or damaged: {error}") from error

@@ -218,8 +218,8 @@ class ScoreFiles:
             raise ImageError("no-scores", f"{entry} has the shape {scores.shape}; expected (classes, height, width)")
         num_classes, background = len(self.bundle.classes), self.bundle.background
         if len(scores) == num_classes - 1 and background is not None and stored == "none":
-            rest = np.maximum(0, 1 - scores.max(axis=0, keepdims=True))
-            scores = np.concatenate([scores[:background], rest, scores[background:]])
+            remainder = np.maximum(0, 1 - scores.max(axis=0, keepdims=True))
+            scores = np.concatenate([scores[:background], remainder, scores[background:]])
         if len(scores) != num_classes:
             raise ImageError("no-scores", f"{entry} has {len(scores)} score maps for {num_classes} classes")
         if self._rescaling is not None:

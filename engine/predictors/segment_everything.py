@@ -153,15 +153,15 @@ class SegmentEverything:
         logits, scores = self._decoder.run(embeddings, prompts)
         (rows, columns), extent = self._decoder.grid(covers)
         logits = logits[:, :, :rows, :columns].reshape(-1, rows, columns)
-        (known,) = backend.download(scores.reshape(-1))
-        survivors = self._kept(logits, known)
+        (host_scores,) = backend.download(scores.reshape(-1))
+        survivors = self._kept(logits, host_scores)
         return SegmentMap(
             logits=xp.clip(logits[xp.asarray(survivors)], -1e4, 1e4).astype(np.float16),
-            scores=known[survivors],
+            scores=host_scores[survivors],
             size=size,
             extent=extent,
             backend=backend,
-            finite=bool(np.isfinite(known).all()),
+            finite=bool(np.isfinite(host_scores).all()),
         )
 
     def _kept(self, logits: Any, scores: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -235,8 +235,8 @@ def without_overlapping_boxes(
     sizes = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
     survivors: list[int] = []
     for index, box in enumerate(corners):
-        others = corners[survivors]
-        sides = np.minimum(others[:, 2:], box[2:]) - np.maximum(others[:, :2], box[:2])
+        other_corners = corners[survivors]
+        sides = np.minimum(other_corners[:, 2:], box[2:]) - np.maximum(other_corners[:, :2], box[:2])
         intersection = np.maximum(sides, 0).prod(axis=1)
         if not (intersection > max_overlap * (sizes[survivors] + sizes[index] - intersection)).any():
             survivors.append(index)

@@ -114,9 +114,9 @@ def tokenize(bundle: Bundle, names: Sequence[str]) -> tuple[NDArray[np.int64], N
     rows: dict[bytes, str] = {}
     for row, (text, encoding) in enumerate(zip(texts, tokenizer.encode_batch(texts), strict=True)):
         ids[row, : len(encoding.ids)], present[row, : len(encoding.ids)] = encoding.ids, 1
-        if (other := rows.setdefault(ids[row].tobytes(), text)) != text:
+        if (same_text := rows.setdefault(ids[row].tobytes(), text)) != text:
             raise UsageError(
-                f"the prompts {other!r} and {text!r} have the same tokens, so their classes would be the same; use "
+                f"the prompts {same_text!r} and {text!r} have the same tokens, so their classes would be the same; use "
                 "other names"
             )
     return ids, present

@@ -158,8 +158,8 @@ def missing_samples(file: Any, numbers: Iterable[int], window: Any = None) -> ND
     first = next((mask for mask in masks if mask is not None), None)
     if first is None:
         return None
-    missing = np.stack([np.zeros_like(first) if mask is None else mask for mask in masks])
-    return missing if missing.any() else None
+    missing_mask = np.stack([np.zeros_like(first) if mask is None else mask for mask in masks])
+    return missing_mask if missing_mask.any() else None
 
 
 def read_window(path: str, window: Window, max_bytes: int) -> bytes:
@@ -180,7 +180,7 @@ def read_window(path: str, window: Window, max_bytes: int) -> bytes:
                 raise ImageError("too-large", f"the window has {size:,} bytes; at most {max_bytes:,} are read")
             part = RasterWindow(window.column, window.row, window.width, window.height)
             samples = file.read(window=part)
-            missing = missing_samples(file, range(1, file.count + 1), part)
+            missing_mask = missing_samples(file, range(1, file.count + 1), part)
     except ImageError:
         raise
     except Exception as error:
@@ -188,6 +188,6 @@ def read_window(path: str, window: Window, max_bytes: int) -> bytes:
         raise ImageError("truncated", f"the TIFF file is cut short or damaged: {error}") from error
     stream = io.BytesIO()
     np.lib.format.write_array(stream, np.ascontiguousarray(samples[None]), version=(1, 0), allow_pickle=False)
-    if missing is not None:
-        np.lib.format.write_array(stream, missing[None], version=(1, 0), allow_pickle=False)
+    if missing_mask is not None:
+        np.lib.format.write_array(stream, missing_mask[None], version=(1, 0), allow_pickle=False)
     return stream.getvalue()

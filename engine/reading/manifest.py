@@ -71,9 +71,11 @@ def manifest_items(file: Any, name: str) -> Iterator[tuple[Any, ...]] | None:
         return None  # the reader of lists reports the fault
     if (table.schema_arrow.metadata or {}).get(_MARK) != _VERSION:
         return None
-    missing = [column for column in COLUMNS if column not in table.schema_arrow.names]
-    if missing:
-        raise SourceError(f"the manifest {name} has no column {missing[0]}; write it again with `maskmill manifest`")
+    missing_columns = [column for column in COLUMNS if column not in table.schema_arrow.names]
+    if missing_columns:
+        raise SourceError(
+            f"the manifest {name} has no column {missing_columns[0]}; write it again with `maskmill manifest`"
+        )
     texts = [field.name for field in table.schema_arrow if pa.types.is_string(field.type)]
     return _rows(open_parquet(file, [column for column in COLUMNS if column in texts]), name)
 

@@ -165,8 +165,8 @@ def _read_opened(
 @contextmanager
 def _opened_archive(url: str, options: Mapping[str, Any], access: Access) -> Iterator[tuple[Any, str]]:
     """Open the archive of a chained URL; each thread keeps the last one open until an access fails."""
-    first, _, rest = url.partition("::")
-    key = first.partition("://")[0], rest, dict(options), access
+    first, _, archive_url = url.partition("::")
+    key = first.partition("://")[0], archive_url, dict(options), access
     archive = getattr(_KEPT, "archive", None)
     _KEPT.archive = None
     system = archive[1] if archive is not None and archive[0] == key else filesystem(url, options, access)[0]

@@ -99,8 +99,8 @@ def print_summary(run: RunProgress, taxonomy: Taxonomy, store: Path, *, empty_sh
     )
     if run.inputs == 0 and not run.drifted and not run.interrupted:
         if empty_shard is None:
-            done = "holds or has rejected" if run.earlier_rejects else "holds"
-            say(f"nothing to do: the store {done} every input already")
+            verb = "holds or has rejected" if run.earlier_rejects else "holds"
+            say(f"nothing to do: the store {verb} every input already")
         else:
             say(f"nothing to do: no input of the source belongs to shard {empty_shard}")
         _print_rejects(run.earlier_rejects, "rejected by an earlier run as", store)
@@ -128,8 +128,8 @@ def print_summary(run: RunProgress, taxonomy: Taxonomy, store: Path, *, empty_sh
     for warning in dict.fromkeys(run.warnings):
         say(f"warning: {warning}")
     if run.interrupted and not run.drifted:
-        left = f"{run.planned - run.inputs:,} inputs are left"
-        say(f"interrupted: finished images are stored, {left}; run the same command to resume")
+        remaining_inputs = f"{run.planned - run.inputs:,} inputs are left"
+        say(f"interrupted: finished images are stored, {remaining_inputs}; run the same command to resume")
 
 
 def _print_rejects(rejects: Mapping[str, int], text: str, store: Path) -> None:

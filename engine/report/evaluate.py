@@ -183,8 +183,10 @@ def _intervals(tally: Tally) -> dict[str, Any]:
     if (tally.true > 0).any(axis=1).sum() < FEWEST_IMAGES:
         return {**intervals, "miou_kept_interval": None}
     weights = image_weights(len(tally.true))
-    true, kept_pixels, hits, labeled = (weights @ getattr(tally, name) for name in ("true", "kept", "hits", "labeled"))
-    iou = np.where(true > 0, hits / np.maximum(kept_pixels + labeled - hits, 1), np.nan)
+    true, kept_pixels, hits, labeled_pixels = (
+        weights @ getattr(tally, name) for name in ("true", "kept", "hits", "labeled")
+    )
+    iou = np.where(true > 0, hits / np.maximum(kept_pixels + labeled_pixels - hits, 1), np.nan)
     means = np.nanmean(iou[(true > 0).any(axis=1)], axis=1)
     bounds = np.percentile(means, [2.5, 97.5]) if len(means) else np.array([0.0, 1.0])
     return {**intervals, "miou_kept_interval": bounds.tolist()}
@@ -207,21 +209,23 @@ def evaluate_store(
     image_of = {row.uri: row.id for row in store.current_inputs() if row.id is not None}
     if not image_of:
         raise UsageError(f"{store.path} holds no labeled image yet; label images into it first")
-    labeled = pair_uris(sorted(image_of), labels, taxonomy, ids=ids)
+    labeled_source = pair_uris(sorted(image_of), labels, taxonomy, ids=ids)
 
     def load(uri: str) -> tuple[NDArray[Any], NDArray[Any]]:
-        truth = labeled.read(uri)
+        truth = labeled_source.read(uri)
         (row,) = store.take([image_of[uri]])
         label, _ = store.maps(row, reviewed=reviewed)
         if truth.shape != label.shape:
             raise UsageError(
-                f"{labeled.name_of(uri)} is {truth.shape[1]}x{truth.shape[0]} px and the labels of {uri} are "
-                f"{label.shape[1]}x{label.shape[0]} px; {labeled.size_hint(uri)}"
+                f"{labeled_source.name_of(uri)} is {truth.shape[1]}x{truth.shape[0]} px and the labels of {uri} are "
+                f"{label.shape[1]}x{label.shape[0]} px; {labeled_source.size_hint(uri)}"
             )
         return label, truth
 
-    measured = quality(ordered_map(load, labeled.uris, workers), taxonomy)
-    return replace(measured, source=labeled.summary, uris=tuple(labeled.uris), notes=_notes(labeled.uris))
+    measured = quality(ordered_map(load, labeled_source.uris, workers), taxonomy)
+    return replace(
+        measured, source=labeled_source.summary, uris=tuple(labeled_source.uris), notes=_notes(labeled_source.uris)
+    )
 
 
 def evaluate_predictor(
@@ -243,43 +247,43 @@ def evaluate_predictor(
     calibration was made under other conditions.
     """
     selection.check(predictor, taxonomy, source.windows)
-    labeled = pair_images(source, labels, taxonomy, ids=ids)
+    labeled_source = pair_images(source, labels, taxonomy, ids=ids)
 
     def load(item: Item) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]] | None:
         photo = source.read(item)
-        image = decode_labeled(predictor, labeled, item, photo)
+        image = decode_labeled(predictor, labeled_source, item, photo)
         if image is None:
             return None
         (score_map,) = predictor.run([predictor.prepare(image, item.uri)])
         label = select(score_map, taxonomy, selection).label
-        truth = labeled.read(item.uri, photo)
+        truth = labeled_source.read(item.uri, photo)
         if truth.shape != label.shape:
             raise UsageError(
-                f"{labeled.name_of(item.uri)} is {truth.shape[1]}x{truth.shape[0]} px and {item.uri} is "
-                f"{label.shape[1]}x{label.shape[0]} px; {labeled.size_hint(item.uri, photo)}"
+                f"{labeled_source.name_of(item.uri)} is {truth.shape[1]}x{truth.shape[0]} px and {item.uri} is "
+                f"{label.shape[1]}x{label.shape[0]} px; {labeled_source.size_hint(item.uri, photo)}"
             )
-        truth = labeled.on_data(truth, score_map.with_data)
+        truth = labeled_source.on_data(truth, score_map.with_data)
         return label, truth, _covered(score_map, truth, taxonomy, selection)
 
     sets: list[NDArray[np.int64]] = []
-    used: list[str] = []
+    used_uris: list[str] = []
 
     def pairs() -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-        results = ordered_map(load, labeled.items, workers)
-        for item, result in zip(labeled.items, results, strict=True):
+        results = ordered_map(load, labeled_source.items, workers)
+        for item, result in zip(labeled_source.items, results, strict=True):
             if result is None:
-                labeled.summary.without_data += 1
+                labeled_source.summary.without_data += 1
                 continue
             label, truth, covered = result
-            used.append(item.uri)
+            used_uris.append(item.uri)
             sets.append(covered)
             yield label, truth
 
     measured = quality(pairs(), taxonomy)
-    if not used:
+    if not used_uris:
         raise UsageError("no pixel of the labeled images has data; measure other images")
-    uris = tuple(used)
-    result = replace(measured, source=labeled.summary, uris=uris, notes=_notes(uris))
+    uris = tuple(used_uris)
+    result = replace(measured, source=labeled_source.summary, uris=uris, notes=_notes(uris))
     if selection.calibration is None:
         return result
     file_of = files_of(uris)

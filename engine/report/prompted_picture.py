@@ -64,8 +64,8 @@ def prompted_picture(
         else:
             masked, caption = Image.fromarray(photo), f"{name}: no mask"
         rows.append(((heat, f"{name}: activation map and prompts"), (masked, caption)))
-    labeled = overlay(photo, np.asarray(_nearest(label, size)), targets, background=background)
-    return _compose(Image.fromarray(photo), labeled, rows, size)
+    label_picture = overlay(photo, np.asarray(_nearest(label, size)), targets, background=background)
+    return _compose(Image.fromarray(photo), label_picture, rows, size)
 
 
 def _nearest(label: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
@@ -115,13 +115,13 @@ def _draw_prompts(
             draw.ellipse((x - 5, y - 5, x + 5, y + 5), fill=(255, 255, 255), outline=(0, 0, 0), width=2)
 
 
-def _compose(photo: Any, labeled: Any, rows: Sequence[Any], size: tuple[int, int]) -> Any:
+def _compose(photo: Any, label_picture: Any, rows: Sequence[Any], size: tuple[int, int]) -> Any:
     """Arrange photo, rows of two panels each, and labels, with captions above the panels."""
     step = size[1] + _CAPTION + _GAP
-    height = max(step * max(len(rows), 1), labeled.height + _CAPTION + _GAP) + _GAP
+    height = max(step * max(len(rows), 1), label_picture.height + _CAPTION + _GAP) + _GAP
     canvas = Image.new("RGB", (4 * (size[0] + _GAP) + _GAP, height), _PAPER)
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
-    placed = [(0, 0, photo, "photo"), (3, 0, labeled, "labels")]
+    placed = [(0, 0, photo, "photo"), (3, 0, label_picture, "labels")]
     for number, ((heat, about), (masks, confidence)) in enumerate(rows):
         placed += [(1, number, heat, about), (2, number, masks, confidence)]
     for column, row, panel, caption in placed:

@@ -67,11 +67,11 @@ class DeviceRunner:
             binding.bind_input(name, "cuda", array.device.id, array.dtype.type, array.shape, array.data.ptr)
         device = next(iter(arrays.values())).device.id
         with self._lock:
-            known = self._known.get(shapes)
-            if known is None:
+            known_outputs = self._known.get(shapes)
+            if known_outputs is None:
                 return self._first(binding, shapes, device, caller)
             # memory of CuPy's pool, since ONNX Runtime's would be reused while the caller's stream still reads it
-            results = [cupy.empty(shape, dtype) for shape, dtype in known]
+            results = [cupy.empty(shape, dtype) for shape, dtype in known_outputs]
             for name, result in zip(self._outputs, results, strict=True):
                 binding.bind_output(name, "cuda", device, result.dtype.type, result.shape, result.data.ptr)
             self._call(binding, caller)
@@ -91,11 +91,11 @@ class DeviceRunner:
             binding.bind_output(name, "cuda", device)
         self._call(binding, caller)
         values = binding.get_outputs()
-        known = [(tuple(value.shape()), _DTYPES[value.data_type()]) for value in values]
+        known_outputs = [(tuple(value.shape()), _DTYPES[value.data_type()]) for value in values]
         results = [
             array_over(value.data_ptr(), shape, np.dtype(dtype), value).copy()
-            for value, (shape, dtype) in zip(values, known, strict=True)
+            for value, (shape, dtype) in zip(values, known_outputs, strict=True)
         ]
         caller.synchronize()
-        self._known[shapes] = known
+        self._known[shapes] = known_outputs
         return results

@@ -87,9 +87,9 @@ class TensorRTSession:
         self._inputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         self._outputs = [name for name in names if name not in self._inputs]
         self._requested = [output.name for output in bundle.outputs_of(role)]
-        if missing := set(self._requested) - set(self._outputs):
+        if missing_outputs := set(self._requested) - set(self._outputs):
             raise SessionError(
-                f"{self._location} has no output {', '.join(sorted(missing))}; run `maskmill build` again"
+                f"{self._location} has no output {', '.join(sorted(missing_outputs))}; run `maskmill build` again"
             )
         self._profile = entry.profile
         rows = {name: [shape[0] for shape in shapes] for name, shapes in self._profile.items() if len(shapes[0]) > 1}

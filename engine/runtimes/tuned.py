@@ -55,8 +55,8 @@ def read_choice(bundle: Bundle) -> TunedChoice:
     machine = machine_name()
     choice = next((choice for choice in choices if choice.machine == machine), None)
     if choice is None:
-        known = f" (it knows: {'; '.join(choice.machine for choice in choices)})" if choices else ""
-        raise UsageError(f"{bundle.location} has not been tuned on this machine, {machine}{known}; {again}")
+        known_machines = f" (it knows: {'; '.join(choice.machine for choice in choices)})" if choices else ""
+        raise UsageError(f"{bundle.location} has not been tuned on this machine, {machine}{known_machines}; {again}")
     if choice.artifact not in {file.sha256 for file in bundle.files}:
         raise UsageError(f"the {choice.precision} file of {bundle.location} has changed since it was tuned; {again}")
     return choice

@@ -79,14 +79,14 @@ class DigestSet:
     def contains(self, table: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Return for each of (n, 2) uint64 digests, (n,) bool, if it is in the set."""
         fresh = self._fresh
-        known = np.zeros(len(table), bool)
+        is_known = np.zeros(len(table), bool)
         if fresh:
             data = np.ascontiguousarray(table).tobytes()
             starts = range(0, len(data), DIGEST_BYTES)
-            known |= np.array([data[start : start + DIGEST_BYTES] in fresh for start in starts], bool)
+            is_known |= np.array([data[start : start + DIGEST_BYTES] in fresh for start in starts], bool)
         for index in self._indexes:
-            known |= index.find(table) >= 0
-        return known
+            is_known |= index.find(table) >= 0
+        return is_known
 
     def add(self, digests: bytes) -> None:
         """Add concatenated 16-byte digests."""

@@ -61,8 +61,12 @@ def decode_instances(row: LabelRow, num_targets: int) -> tuple[Instance, ...]:
 
 def _instance(values: Any, size: tuple[int, int], num_targets: int) -> Instance:
     target, score, quality, x, y, width, height, area, counts = values
-    whole = all(type(value) is int for value in (target, x, y, width, height, area))
-    if not whole or not isinstance(counts, str) or not all(type(value) in (int, float) for value in (score, quality)):
+    are_integers = all(type(value) is int for value in (target, x, y, width, height, area))
+    if (
+        not are_integers
+        or not isinstance(counts, str)
+        or not all(type(value) in (int, float) for value in (score, quality))
+    ):
         raise ValueError("an object has values of other types")
     if not (0 <= target < num_targets and isfinite(score) and isfinite(quality)):
         raise ValueError(f"an object has the class {target}, score {score} and quality {quality}")

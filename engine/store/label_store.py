@@ -128,9 +128,11 @@ class LabelStore(StoreReader):
             folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(folder)
             own = {RUN_FILE, LEASES, *(f"{name}.lance" for name in SCHEMAS)}
-            if others := [name for name in sorted(os.listdir(folder)) if name not in own and not is_temporary(name)]:
+            if other_files := [
+                name for name in sorted(os.listdir(folder)) if name not in own and not is_temporary(name)
+            ]:
                 raise StoreError(
-                    f"{folder} is not empty (it holds {others[0]}) and not a label store; choose a new folder"
+                    f"{folder} is not empty (it holds {other_files[0]}) and not a label store; choose a new folder"
                 )
             return cls._create_in(folder, run)
 
@@ -246,13 +248,13 @@ def _unfinished(
     items: Iterable[Item],
     fingerprints: Iterable[pa.FixedSizeBinaryArray],
     condition: Callable[[str], str],
-    others: bytes = b"",
+    more_fingerprints: bytes = b"",
 ) -> Iterator[Item]:
-    """Return the items whose fingerprints are not among ``fingerprints`` or ``others``, in order.
+    """Return the items whose fingerprints are not among ``fingerprints`` or ``more_fingerprints``, in order.
 
     The fingerprints are read at once, 16 bytes per input; the items as they are needed.
     """
-    digests = [others]
+    digests = [more_fingerprints]
     for column in fingerprints:
         start = column.offset * DIGEST_BYTES
         digests.append(column.buffers()[1][start : start + len(column) * DIGEST_BYTES].to_pybytes())

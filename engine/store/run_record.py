@@ -42,10 +42,10 @@ def read_run(folder: Path) -> dict[str, Any]:
         manifest = read_json_object(folder / RUN_FILE)
         version = manifest["format_version"]
     except FileNotFoundError as error:
-        missing = (
+        problem = (
             "it has no run.json; give the folder that `label -o` wrote" if folder.is_dir() else "it does not exist"
         )
-        raise StoreError(f"{folder} is not a label store: {missing}").of_the_call() from error
+        raise StoreError(f"{folder} is not a label store: {problem}").of_the_call() from error
     except StorageError:
         raise
     except (OSError, UsageError, KeyError) as error:
@@ -189,11 +189,11 @@ def run_differences(
     places = ("there", "now") if stores is None else (f"in {stores[0]}", f"in {stores[1]}")
     before, now = dict(_leaves("", stored)), dict(_leaves("", json.loads(json.dumps(run))))
     names = [name for name in dict.fromkeys([*before, *now]) if before.get(name, ...) != now.get(name, ...)]
-    classes, others = stored.get("classes"), run.get("classes")
+    classes, other_classes = stored.get("classes"), run.get("classes")
     mapping = [name for name in names if name == "taxonomy" or name.startswith("classes.")]
-    if not mapping or not isinstance(classes, Mapping) or not isinstance(others, Mapping):
+    if not mapping or not isinstance(classes, Mapping) or not isinstance(other_classes, Mapping):
         return None, _differences(before, now, names, places)
-    details = mapping_difference(classes, others, ("there", "here") if stores is None else places)
+    details = mapping_difference(classes, other_classes, ("there", "here") if stores is None else places)
     names = [name for name in names if name not in mapping]
     return f"another class mapping{details and f' ({details})'}", _differences(before, now, names, places)
 

@@ -188,9 +188,9 @@ class Table:
         """Remove the newest versions if a power loss has emptied or cut their files before their commit returned."""
         while True:
             # the newest version sorts first
-            newest, *others = sorted((self.path / "_versions").glob("*.manifest"))
+            newest, *older_files = sorted((self.path / "_versions").glob("*.manifest"))
             version = _LAST_VERSION - int(newest.stem)
-            if not others or self._recorded(version) is not None or self._is_whole(version):
+            if not older_files or self._recorded(version) is not None or self._is_whole(version):
                 return
             newest.unlink(missing_ok=True)
 

@@ -111,8 +111,8 @@ class _Verifier:
     def run(self) -> Verification:
         """Check all datasets, and repair inputs before the labels that they point to."""
         # inputs are opened before labels, as a writer may commit meanwhile, and checked after them
-        opened = {name: self._open(self._tables[name]) for name in ("inputs", "labels", "reviews")}
-        datasets = {name: opened[name] for name in ("labels", "inputs", "reviews")}
+        opened_tables = {name: self._open(self._tables[name]) for name in ("inputs", "labels", "reviews")}
+        datasets = {name: opened_tables[name] for name in ("labels", "inputs", "reviews")}
         self._num_rows = sum(dataset.count_rows() for dataset in datasets.values() if dataset is not None)
         damaged = {name: self._check(name, dataset) for name, dataset in datasets.items() if dataset is not None}
         if self._repair:
@@ -126,7 +126,7 @@ class _Verifier:
 
     def _open(self, table: Table) -> Any:
         """Open the newest version; one that cannot be opened counts as damage, and a repair rebuilds it."""
-        missing = not table.path.is_dir()
+        is_missing = not table.path.is_dir()
         try:
             with store_errors("its files cannot be read"):
                 dataset = table.open()
@@ -134,13 +134,13 @@ class _Verifier:
                 dataset.get_fragments()
                 return dataset
         except StoreError as error:
-            reason = "the dataset is missing" if missing else str(error)
+            reason = "the dataset is missing" if is_missing else str(error)
             self._result.damages.append(Damage(dataset=table.name, name=table.path.name, reason=reason))
         if not self._repair:
             return None
         if is_remote(table.path):
             raise StoreError(f"{table.path} is in a bucket, where only rows can be repaired; copy the store to a disk")
-        if missing:
+        if is_missing:
             table.create(table.path.parent, table.name)
         else:
             rebuild(table)

@@ -117,10 +117,10 @@ class Distance:
         values = np.asarray(calibration, np.float64)
         self._mean, self._scale = values.mean(axis=0), _scale(values.var(axis=0))
         num = len(values)
-        others = max(num - 1, 1)
+        num_others = max(num - 1, 1)
         # mean and variance of all images but one
-        means = (values.sum(axis=0) - values) / others
-        variances = np.maximum(((values**2).sum(axis=0) - values**2) / others - means**2, 0)
+        means = (values.sum(axis=0) - values) / num_others
+        variances = np.maximum(((values**2).sum(axis=0) - values**2) / num_others - means**2, 0)
         self.own: NDArray[np.float64] = _root_mean_square((values - means) / _scale(variances))
         """(n,): distance of each calibration image from the others."""
         self.usual = float(np.quantile(self.own, 0.95))

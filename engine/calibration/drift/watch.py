@@ -83,14 +83,14 @@ class DriftWatch:
 def _bets(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the densities (bets, J) at p-values (J,)."""
     low = np.clip(p_values, _SMALLEST, 1 - _SMALLEST)
-    root, other = np.sqrt(low), np.sqrt(1 - low)
+    root, other_root = np.sqrt(low), np.sqrt(1 - low)
     return np.stack(
         [
             np.ones_like(low),
             2 * low,
             2 - 2 * low,
             0.5 / root,
-            0.5 / other,
+            0.5 / other_root,
             0.25 / (low**0.75),
             0.25 / (1 - low) ** 0.75,
         ]

@@ -170,7 +170,7 @@ def observe(
 def _observe(
     predictor: Predictor,
     source: Source,
-    labeled: LabeledSource,
+    labeled_source: LabeledSource,
     taxonomy: Taxonomy,
     chunk: Sequence[Item],
     first: int,
@@ -184,18 +184,18 @@ def _observe(
     for number, item in enumerate(chunk, start=first):
         try:
             data = source.read(item)
-            image = predictor.backend.decode(data, warn=labeled.summary.warner(item.uri))
+            image = predictor.backend.decode(data, warn=labeled_source.summary.warner(item.uri))
             picture = sample_picture(image, predictor.backend)
             prepared.append(predictor.prepare(image, item.uri))
         except ImageError as error:
             if error.kind == "no-data":
                 continue
             raise CalibrationError(f"cannot calibrate on {item.uri}: {error}; fix it or leave it out") from error
-        truth = labeled.read(item.uri, data)
+        truth = labeled_source.read(item.uri, data)
         if truth.shape != image.shape[:2]:
             raise CalibrationError(
-                f"{labeled.name_of(item.uri)} is {truth.shape[1]}x{truth.shape[0]} px and its image {item.uri} is "
-                f"{image.shape[1]}x{image.shape[0]} px; {labeled.size_hint(item.uri, data)}"
+                f"{labeled_source.name_of(item.uri)} is {truth.shape[1]}x{truth.shape[0]} px and its image {item.uri} "
+                f"is {image.shape[1]}x{image.shape[0]} px; {labeled_source.size_hint(item.uri, data)}"
             )
         pictures.append(picture)
         truths.append(truth)
@@ -207,8 +207,8 @@ def _observe(
     maps = predictor.run(prepared)
     backend, queued, results = predictor.backend, [], []
     with backend.queue():
-        for number, score_map, given in zip(numbers, maps, truths, strict=True):
-            truth = labeled.on_data(given, score_map.with_data)
+        for number, score_map, image_truth in zip(numbers, maps, truths, strict=True):
+            truth = labeled_source.on_data(image_truth, score_map.with_data)
             truth = truth if grid is None else resample_nearest(truth, grid)
             draw = draw_pixels(truth, taxonomy.ignore_index, number)
             truth_there = backend.xp.asarray(truth)

@@ -51,8 +51,8 @@ def draw_pixels(truth: NDArray[Any], ignore: int, number: int) -> Draw:
         share = min(int(count), max(1, PIXELS // len(present)))
         cells.append(rng.choice(np.flatnonzero(flat == target), share, replace=False))
         weights.append(np.full(share, count / share))
-    drawn = np.concatenate(cells)
-    return Draw(drawn, flat[drawn].astype(np.int64), np.concatenate(weights))
+    positions = np.concatenate(cells)
+    return Draw(positions, flat[positions].astype(np.int64), np.concatenate(weights))
 
 
 def class_values(score_map: ScoreMap, size: tuple[int, int], draw: Draw) -> Any:
@@ -205,12 +205,12 @@ class SampledScores:
                 limits = np.broadcast_to(limits.ravel()[self.cells], self.scores.shape)
             limits = np.broadcast_to(limits, len(self.scores)) if limits.ndim < 2 else limits
             label, size = self._label(limits, rule)
-        kept = np.where((label >= 0) & (label < num), self.weights, 0)
+        kept_weights = np.where((label >= 0) & (label < num), self.weights, 0)
         return Tally(
             true=self.true,
-            kept=self._total(kept, self.classes),
-            hits=self._total(np.where(label == self.classes, kept, 0), self.classes),
-            labeled=self._total(kept, np.clip(label, 0, num - 1)),
+            kept=self._total(kept_weights, self.classes),
+            hits=self._total(np.where(label == self.classes, kept_weights, 0), self.classes),
+            labeled=self._total(kept_weights, np.clip(label, 0, num - 1)),
             members=self._total(self.weights * size, self.classes),
             single=self._total(np.where(size == 1, self.weights, 0), self.classes),
         )
@@ -236,8 +236,8 @@ class SampledScores:
         if rule == "single":
             return np.where(size == 1, only, -1), size
         top_limit = limits[self.top] if limits.ndim == 1 else np.take_along_axis(limits, self.top[None], axis=0)[0]
-        chosen = self._top_score <= top_limit
-        return np.where(chosen & (size == 1) if rule == "agree" else chosen, self.top, -1), size
+        in_set = self._top_score <= top_limit
+        return np.where(in_set & (size == 1) if rule == "agree" else in_set, self.top, -1), size
 
     def _total(self, weights: NDArray[np.float64], targets: NDArray[np.int64]) -> NDArray[np.float64]:
         """Sum weights (S,) by image and target, (n, K)."""

@@ -96,8 +96,8 @@ class ScoreSpill:
             scores, classes = zip(*self._kept[first:last], strict=True)
             return self.backend.xp.concatenate(scores), self.backend.xp.concatenate(classes)
         assert self._maps is not None, "finish() comes before reading"
-        chosen = slice(self._ends[first], self._ends[last])
-        return self._maps[0][chosen], self._maps[1][chosen]
+        part = slice(self._ends[first], self._ends[last])
+        return self._maps[0][part], self._maps[1][part]
 
     def images(self, indices: Sequence[int]) -> Iterator[tuple[Any, Any]]:
         """Return scores and classes of several images, one image after the other."""

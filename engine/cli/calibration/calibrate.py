@@ -112,7 +112,7 @@ def calibrate_thresholds(
     new_file(output, ".json")
     if calibrations:
         names = options_of_call(context)
-        others = names.keys() - {
+        foreign_options = names.keys() - {
             "calibrations",
             "like",
             "output",
@@ -122,10 +122,10 @@ def calibrate_thresholds(
             "as_json",
             "storage_option",
         }
-        if others:
+        if foreign_options:
             raise UsageError(
                 "--calibration FILE takes the images, the model and all settings but --alpha, --group and --unit from "
-                f"that calibration; leave out {', '.join(sorted(names[name] for name in others))}"
+                f"that calibration; leave out {', '.join(sorted(names[name] for name in foreign_options))}"
             )
         recalibrate(calibrations, like, output, alpha, thresholds.group, thresholds.unit, as_json)
         return
@@ -159,7 +159,7 @@ def calibrate_thresholds(
         prompted = prompting.reached(sam, place)
         opening = partial(open_prompted, prompted, place.reached(taxonomy), options=options)
     predictor, model_classes = opening(say=None if as_json else say)
-    labeled = CalibrationImages(
+    labeled_images = CalibrationImages(
         images=place.reached(images),
         labels=place.reached(labels),
         reviewed=[place.reached(store) for store in reviewed or ()],
@@ -167,7 +167,7 @@ def calibrate_thresholds(
         image_ending=files.image_ending,
         windows=windows.cut,
     )
-    source, label_source, classes = labeled.open(model_classes)
+    source, label_source, classes = labeled_images.open(model_classes)
     for note in label_run.check_prompts(predictor, source):
         say(f"warning: {note}", stderr=as_json)
     with display.counter("calibrating", quiet=as_json) as progress:
@@ -189,7 +189,7 @@ def calibrate_thresholds(
                 fit,
                 output,
                 opening=opening,
-                labeled=labeled,
+                labeled=labeled_images,
                 grid=settings["grid"] if thresholds.group == "position" else None,
                 provider=options.provider,
                 log=run_log,

@@ -76,10 +76,10 @@ def import_labels(
         )
     if withdraw:
         names = options_of_call(context)
-        if others := names.keys() & {"format", "unchanged", "note", "workers"}:
+        if foreign_options := names.keys() & {"format", "unchanged", "note", "workers"}:
             raise UsageError(
-                f"{', '.join(sorted(names[name] for name in others))} applies to corrected labels, not to --withdraw; "
-                "leave it out"
+                f"{', '.join(sorted(names[name] for name in foreign_options))} applies to corrected labels, not to "
+                "--withdraw; leave it out"
             )
     label_store = open_stores(stores)
     folders = ", ".join(map(str, label_store.folders))

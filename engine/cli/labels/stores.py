@@ -158,5 +158,5 @@ def manifest(
     if as_json:
         print_json({"items": num_items, "skipped": dict(images.skipped)})
     else:
-        others = sum(images.skipped.values())
-        display.say(f"{output}: {num_items:,} images; {others:,} other files skipped{replaced}")
+        num_others = sum(images.skipped.values())
+        display.say(f"{output}: {num_items:,} images; {num_others:,} other files skipped{replaced}")

@@ -61,8 +61,8 @@ def serve(
 
     if reviewer is not None and not review:
         raise UsageError("--reviewer applies to --review only; add it or leave it out")
-    loaded = None if calibration is None else Calibration.load(calibration)
-    if loaded is not None:
-        check_same(open_stores(stores).run, loaded)
+    loaded_calibration = None if calibration is None else Calibration.load(calibration)
+    if loaded_calibration is not None:
+        check_same(open_stores(stores).run, loaded_calibration)
     name = (reviewer or getpass.getuser()) if review else None
-    run(LiveStore(stores, loaded), host=host, port=port, reviewer=name, say=say)
+    run(LiveStore(stores, loaded_calibration), host=host, port=port, reviewer=name, say=say)

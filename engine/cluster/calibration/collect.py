@@ -274,11 +274,13 @@ def _remove_empty(folder: str) -> None:
             os.rmdir(path)
 
 
-def _sample_of(observations: Observations, predictor: Predictor, source: Source, labeled: LabeledSource) -> Sample:
+def _sample_of(
+    observations: Observations, predictor: Predictor, source: Source, labeled_source: LabeledSource
+) -> Sample:
     return Sample(
         predictor=predictor,
         source=source,
-        labeled=labeled,
+        labeled=labeled_source,
         taxonomy=observations.taxonomy,
         grid=observations.spill.grid,
     )

@@ -129,14 +129,14 @@ def _different(folder: str, name: str, record: Mapping[str, Any]) -> list[str]:
     if files.write_once(name, data):
         return []
     try:
-        other = json.loads(files.read(name))
+        other_record = json.loads(files.read(name))
     except FileNotFoundError:  # the other processes have just finished
         return []
     except ValueError:
-        other = None
-    if not isinstance(other, dict):
+        other_record = None
+    if not isinstance(other_record, dict):
         raise StoreError(f"{folder}/{name} is damaged; delete that folder and run the same command again")
-    return [key for key, value in json.loads(data).items() if other.get(key) != value]
+    return [key for key, value in json.loads(data).items() if other_record.get(key) != value]
 
 
 _COUNTS = ("turned", "label_pixels", "ignored_pixels", "without_data")
@@ -167,8 +167,8 @@ class ObservationJob:
                 "install the same version on every machine"
             )
         predictor, classes = self.opening()
-        source, labeled, classes = self.pairing(classes)
-        return Sample(predictor=predictor, source=source, labeled=labeled, taxonomy=classes, grid=self.grid)
+        source, labeled_source, classes = self.pairing(classes)
+        return Sample(predictor=predictor, source=source, labeled=labeled_source, taxonomy=classes, grid=self.grid)
 
 
 class ObservationWorker:

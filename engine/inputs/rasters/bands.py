@@ -46,11 +46,11 @@ def decode_bands(data: bytes, bands: BandSpec, *, max_pixels: int) -> NDArray[An
     if not data:
         raise ImageError("empty", "the file is empty (0 bytes)")
     if is_tiff(data):
-        planes, missing = _tiff_samples(data, bands.numbers, bands.sample_type, max_pixels)
+        planes, missing_samples = _tiff_samples(data, bands.numbers, bands.sample_type, max_pixels)
         image = np.ascontiguousarray(planes.transpose(1, 2, 0))
     else:
         is_npy = data.startswith(NPY)
-        samples, missing = (
+        samples, missing_samples = (
             _npy_samples(data, max_pixels, (max(bands.numbers),))
             if is_npy
             else (_photo_samples(data, max_pixels), None)
@@ -58,8 +58,8 @@ def decode_bands(data: bytes, bands: BandSpec, *, max_pixels: int) -> NDArray[An
         _check_bands(samples.shape[2], samples.dtype, bands.numbers, bands.sample_type)
         channels = [number - 1 for number in bands.numbers]
         image = np.ascontiguousarray(samples[..., channels])
-        missing = None if missing is None else missing[channels]
-    faults = None if missing is None else missing.transpose(1, 2, 0)
+        missing_samples = None if missing_samples is None else missing_samples[channels]
+    faults = None if missing_samples is None else missing_samples.transpose(1, 2, 0)
     if image.dtype.kind == "f":
         infinite = ~np.isfinite(image)
         faults = infinite if faults is None else faults | infinite
@@ -165,8 +165,8 @@ def _npy_samples(
     stream = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, in_fortran_order, dtype = read(stream)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, in_fortran_order, dtype = read_header(stream)
     except Exception as error:
         # NumPy parses the header as Python code, whose tokenizer has its own exceptions
         raise ImageError("truncated", f"the .npy file is cut short or damaged: {error}") from error
@@ -193,10 +193,10 @@ def _npy_samples(
     array = array.reshape(planes)
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|b1", "fortran_order": False, "shape": shape})
-    start, missing = stream.tell() + count * dtype.itemsize, None
+    start, missing_samples = stream.tell() + count * dtype.itemsize, None
     if named and data.startswith(header.getvalue(), start) and len(data) - start >= header.tell() + count:
-        missing = np.frombuffer(data, np.uint8, count, start + header.tell()).reshape(planes) != 0
-    return (np.moveaxis(array, 0, 2) if axis == 0 else array), missing
+        missing_samples = np.frombuffer(data, np.uint8, count, start + header.tell()).reshape(planes) != 0
+    return (np.moveaxis(array, 0, 2) if axis == 0 else array), missing_samples
 
 
 def _photo_samples(data: bytes, max_pixels: int) -> NDArray[Any]:

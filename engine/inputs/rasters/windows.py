@@ -14,13 +14,13 @@ def windowed(item: Any, path: str, windows: Windows | None) -> Iterator[Any]:
     if windows is None or not has_tiff_ending(path):
         yield item
         return
-    whole = True
+    is_whole = True
     try:
         for window in windows_of(path, windows):
-            whole = False
+            is_whole = False
             yield item._replace(uri=item.uri + window.text(), size=None, path=path)
     except ImageError as error:
         yield item._replace(problem=str(error))
         return
-    if whole:
+    if is_whole:
         yield item

@@ -56,9 +56,9 @@ def flat_column(table: Any, column: str) -> Any:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    first, *rest = column.split(".")
+    first, *field_names = column.split(".")
     values = table[first]
-    for name in rest:
+    for name in field_names:
         values = pc.struct_field(values, name)
     return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
 

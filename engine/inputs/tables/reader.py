@@ -43,11 +43,11 @@ def opener_of(location: str, options: Mapping[str, Any], access: Access) -> Open
     if location.endswith(".lance"):
         return partial(_open_lance, location, options, access)
 
-    def opened() -> Any:
+    def opener() -> Any:
         filesystem, path = remote.filesystem(location, options, access)
         return filesystem.open(path, "rb")
 
-    return opened
+    return opener
 
 
 def _open_lance(url: str, options: Mapping[str, Any], access: Access) -> Any:
@@ -138,9 +138,9 @@ class _Cache:
             if (path, mark) in self._tables:
                 self._tables.move_to_end((path, mark))
                 return (*self._tables[path, mark], mark)
-        opened = open_table(path, opener)
+        new_table = open_table(path, opener)
         with self._lock:
-            entry = self._tables.setdefault((path, mark), (opened, threading.Lock()))
+            entry = self._tables.setdefault((path, mark), (new_table, threading.Lock()))
             while len(self._tables) > _TABLES:
                 self._tables.popitem(last=False)
         return (*entry, mark)

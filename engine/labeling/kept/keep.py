@@ -113,10 +113,10 @@ class ScoreKeeper:
             counts, classes, scores = self._more(score_map, taxonomy, cells, top.ravel()[cells])
             num_more = xp.zeros(top.size, np.int64)
             num_more[cells] = counts
-            rest = 1 - stats.share.astype(np.float64)
-            largest = xp.maximum(rest * rest / (taxonomy.num_scored - 1), 1e-30)
+            other_share = 1 - stats.share.astype(np.float64)
+            largest = xp.maximum(other_share * other_share / (taxonomy.num_scored - 1), 1e-30)
             ratio = xp.clip(xp.rint(stats.dispersion / largest * RATIO_LEVELS), 0, RATIO_LEVELS)
-            ratio = xp.where(rest > _CERTAIN, ratio, RATIO_LEVELS)
+            ratio = xp.where(other_share > _CERTAIN, ratio, RATIO_LEVELS)
             arrays = backend.download(
                 top.astype(wide),
                 codes,
@@ -124,7 +124,7 @@ class ScoreKeeper:
                 num_more.reshape(top.shape).astype(wide),
                 classes.astype(wide),
                 self.levels.codes(scores, classes, xp),
-                *([] if is_softmax else [cells_of(rest.astype(np.float32), xp).astype(np.uint16)]),
+                *([] if is_softmax else [cells_of(other_share.astype(np.float32), xp).astype(np.uint16)]),
             )
         top, code, ratio, num_more, more_class, more_code, *share = arrays
         return encode_scores(
@@ -152,9 +152,9 @@ class ScoreKeeper:
         member[xp.arange(len(top)), top] = False
         places = xp.flatnonzero(member)
         row, classes = places // member.shape[1], places % member.shape[1]
-        chosen = scores[row, classes]
-        order = xp.argsort(row + xp.clip(chosen, 0, 1) / 2)
-        return member.sum(axis=1), classes[order], chosen[order]
+        row_scores = scores[row, classes]
+        order = xp.argsort(row + xp.clip(row_scores, 0, 1) / 2)
+        return member.sum(axis=1), classes[order], row_scores[order]
 
 
 def _images_per_class(calibration: Calibration) -> list[int]:

@@ -113,7 +113,7 @@ class KeptSelection:
             confidence=float(total) / num_kept if num_kept else 0.0,
         )
 
-    def _weight(self, kept: KeptScores, label: NDArray[Any], confidence: NDArray[np.float32]) -> NDArray[Any]:
+    def _weight(self, kept_scores: KeptScores, label: NDArray[Any], confidence: NDArray[np.float32]) -> NDArray[Any]:
         weight, ignore = self._selection.weight, self._ignore
         if weight == "none":
             return np.where(label == ignore, np.uint8(0), np.uint8(255))
@@ -126,10 +126,10 @@ class KeptSelection:
         share, dispersion = np.empty_like(confidence), np.empty_like(confidence)
         loops.weigh_inputs(
             confidence.ravel(),
-            (kept.code if kept.share is None else kept.share).ravel(),
-            kept.share is not None,
+            (kept_scores.code if kept_scores.share is None else kept_scores.share).ravel(),
+            kept_scores.share is not None,
             VALUES,
-            kept.ratio.ravel(),
+            kept_scores.ratio.ravel(),
             np.float32(1 / (RATIO_LEVELS * self._others)),
             np.float32(offset),
             share.ravel(),

@@ -35,32 +35,32 @@ def decide(top, code, more, levels, selection, targets, label, confidence, count
         confidence[i] = np.float32(1) - values[c - (c > cells[k])]
         holds_top = c <= limits[k]
         end = first + num_more[i]
-        chosen = targets[k] if holds_top else ignore
+        pixel_label = targets[k] if holds_top else ignore
         if end > first and rule != ARGMAX:
             size, last = (1, np.int64(k)) if holds_top else (0, np.int64(-1))
             winner, has_background = np.int64(-1), holds_top and k == background
             if holds_top and k != background:
                 winner = np.int64(k)
             for j in range(first, end):
-                other = more_class[j]
-                if more_code[j] <= limits[other]:
-                    size, last = size + 1, np.int64(other)
-                    if other == background:
+                rival = more_class[j]
+                if more_code[j] <= limits[rival]:
+                    size, last = size + 1, np.int64(rival)
+                    if rival == background:
                         has_background = True
                     elif winner < 0:
-                        winner = np.int64(other)
+                        winner = np.int64(rival)
             if rule == FOREGROUND:
                 only = background if has_background else np.int64(-1)
                 winner = winner if winner >= 0 else only
-                chosen = targets[winner] if winner >= 0 else ignore
+                pixel_label = targets[winner] if winner >= 0 else ignore
             elif rule == SINGLE:
-                chosen = targets[last] if size == 1 else ignore
+                pixel_label = targets[last] if size == 1 else ignore
             else:
-                chosen = targets[k] if size == 1 and holds_top else ignore
+                pixel_label = targets[k] if size == 1 and holds_top else ignore
         first = end
-        label[i] = chosen
-        counts[chosen] += 1
-        if chosen != ignore:
+        label[i] = pixel_label
+        counts[pixel_label] += 1
+        if pixel_label != ignore:
             total += confidence[i]
     return total
 
@@ -70,7 +70,7 @@ def weigh_inputs(confidence, shares, has_shares, values, ratio, scale, offset, s
     """Fill share and dispersion (N,) of every pixel; ``ratio * scale - offset`` is the dispersion at a share of 0."""
     for i in range(ratio.size):
         part = np.float32(1) - values[shares[i]] if has_shares else confidence[i]
-        rest = np.float32(1) - part
+        other_share = np.float32(1) - part
         spread = np.float32(ratio[i]) * scale - offset
         share[i] = part
-        dispersion[i] = (spread if spread > 0 else np.float32(0)) * rest * rest
+        dispersion[i] = (spread if spread > 0 else np.float32(0)) * other_share * other_share

@@ -80,7 +80,7 @@ class Reselection:
 
     def apply(self, store: LabelStore) -> Selection:
         """Return the new selection of a store's labels; raises :class:`UsageError` or :class:`CalibrationMismatch`."""
-        run, kept = store.run, _kept_record(store)
+        run, kept_record = store.run, _kept_record(store)
         if self.select is not None:
             check_choice("select", self.select, Method)
         select = self.select or ("threshold" if self.threshold is not None else "conformal")
@@ -101,7 +101,7 @@ class Reselection:
             if self.threshold is not None:
                 return Selection.threshold(self.threshold, **options)
             return Selection.argmax(**options)
-        calibration = self.calibration or load_kept_calibration(store.folders[0], kept["calibration"])
+        calibration = self.calibration or load_kept_calibration(store.folders[0], kept_record["calibration"])
         if calibration is None:
             raise UsageError(
                 f"{store.path} has lost the calibration that its scores were kept with; give --calibration FILE"
@@ -186,8 +186,8 @@ def run_record(source: LabelStore, selection: Selection) -> dict[str, Any]:
 
 
 def _kept_record(store: LabelStore) -> Mapping[str, Any]:
-    kept = store.run.get("kept_scores")
-    if kept is None:
+    record = store.run.get("kept_scores")
+    if record is None:
         origin = store.run.get("reselected_from")
         advice = (
             f"reselect from {origin['store']}, where its scores are"
@@ -195,7 +195,7 @@ def _kept_record(store: LabelStore) -> Mapping[str, Any]:
             else "label its images with --keep-scores ALPHA into a new folder"
         )
         raise UsageError(f"{store.path} keeps no scores, so its labels cannot be selected again; {advice}")
-    return kept
+    return record
 
 
 def _check_conditions(calibration: Calibration, store: LabelStore) -> None:
@@ -205,8 +205,8 @@ def _check_conditions(calibration: Calibration, store: LabelStore) -> None:
     different = [name for name, value in sorted(made_with.items()) if run.get(name) != value]
     if not different:
         return
-    kept = load_kept_calibration(store.folders[0], store.run["kept_scores"]["calibration"])
-    if kept is None or dict(kept.made_with) != dict(calibration.made_with):
+    kept_calibration = load_kept_calibration(store.folders[0], store.run["kept_scores"]["calibration"])
+    if kept_calibration is None or dict(kept_calibration.made_with) != dict(calibration.made_with):
         raise CalibrationMismatch(
             f"the calibration was made under other conditions than the scores of {store.path} "
             f"({', '.join(different)}); calibrate again with the model and class mapping of the store"
@@ -214,11 +214,11 @@ def _check_conditions(calibration: Calibration, store: LabelStore) -> None:
 
 
 def _decide(store: LabelStore, selection: Selection) -> KeptSelection:
-    kept, classes = store.run["kept_scores"], Taxonomy.from_json(store.classes)
+    kept_record, classes = store.run["kept_scores"], Taxonomy.from_json(store.classes)
     return KeptSelection(
         selection,
-        ScoreLevels(np.array([float(value) for value in kept["splits"]], np.float32)),
-        np.array([float(value) for value in kept["limits"]], np.float32),
+        ScoreLevels(np.array([float(value) for value in kept_record["splits"]], np.float32)),
+        np.array([float(value) for value in kept_record["limits"]], np.float32),
         background=classes.background,
         ignore=classes.ignore_index,
         names=classes.targets,
@@ -287,11 +287,11 @@ class _Worker:
                 f"the labels of {row.id} in {self._source.path} have no kept scores; label the image again"
             )
         try:
-            kept = decode_scores(row.scores, (row.height, row.width), self._decide.num_classes)
+            kept_scores = decode_scores(row.scores, (row.height, row.width), self._decide.num_classes)
         except ValueError as error:
             text = f"the scores of {row.id} in {self._source.path} cannot be read: {error}"
             raise StoreError(f"{text}; {REPAIR}") from error
-        selected = self._decide.select(kept)
+        selected = self._decide.select(kept_scores)
         return replace(
             row,
             label=encode_png(selected.label),

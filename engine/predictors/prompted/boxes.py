@@ -114,17 +114,17 @@ class BoxDetector:
 
     def run(self, prepared: Sequence[tuple[Any, tuple[float, float]]]) -> list[Boxes]:
         """Find the boxes of prepared images; call it inside ``backend.queue()``."""
-        found, limit = [], self.session.max_batch or self._batch
+        detections, limit = [], self.session.max_batch or self._batch
         for start in range(0, len(prepared), limit):
             chunk = prepared[start : start + limit]
             tensors = stack_padded([tensor for tensor, _ in chunk], self.session, self._backend.xp)
             outputs = self.session.run(tensors)
             boxes, scores = self._backend.download(outputs[self._boxes_at], outputs[self._scores_at])
             self._check(boxes, scores, len(tensors))
-            found += [
+            detections += [
                 choose_boxes(boxes[row], scores[row], covers, self.chosen) for row, (_, covers) in enumerate(chunk)
             ]
-        return found
+        return detections
 
     def _check(self, boxes: NDArray[Any], scores: NDArray[Any], num: int) -> None:
         expected = (num, *boxes.shape[1:2], len(self.classes))

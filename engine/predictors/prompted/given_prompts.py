@@ -176,17 +176,17 @@ def masks_of(path: str | os.PathLike[str]) -> GivenPrompts:
     """Open coarse masks; raises :class:`UsageError` for a path that holds no labels."""
     from ...store.run_record import is_store
 
-    names, background, read, index = _stored_masks(path) if is_store(path) else _label_files(path)
+    names, background, read_map, index = _stored_masks(path) if is_store(path) else _label_files(path)
     classes = [name for index, name in enumerate(names) if index != background]
     numbers = {index: number for number, index in enumerate(i for i in range(len(names)) if i != background)}
 
-    scenes = SceneLabels(_MaskFiles(read), None)
+    scenes = SceneLabels(_MaskFiles(read_map), None)
 
     def label_of(uri: str) -> NDArray[Any] | None:
         if not (names := index.find(uri)):
             return None
         name, window = names[0]  # prefer a window's own mask to its file's
-        return read(name) if window is None else scenes.read(_MaskFile(name), uri.rpartition(MARK)[0], window)
+        return read_map(name) if window is None else scenes.read(_MaskFile(name), uri.rpartition(MARK)[0], window)
 
     def find(uri: str) -> Sequence[Target]:
         label = label_of(uri)
@@ -334,10 +334,10 @@ def _stored_masks(
     ids: Mapping[str, str] = {row.uri: row.id for row in store.inputs() if row.id is not None}
     index = PromptNames(ids, f"images in {path}")
 
-    def read(name: str) -> NDArray[Any]:
+    def read_map(name: str) -> NDArray[Any]:
         return store.maps(store.take([ids[name]])[0])[0]
 
-    return store.classes["targets"], store.classes["background"], read, index
+    return store.classes["targets"], store.classes["background"], read_map, index
 
 
 def _label_files(

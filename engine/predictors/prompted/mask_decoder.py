@@ -118,7 +118,7 @@ class PromptDecoder:
     def _official(self, embeddings: Sequence[Any], prompts: Prompts, rows: NDArray[np.int64], number: int) -> list[Any]:
         xp, spec = self._backend.xp, self._bundle.input
         points, labels = _with_points(prompts, rows, number, xp)
-        found = [
+        results = [
             self._call(
                 official_feeds(
                     embeddings[0][image : image + 1],
@@ -132,7 +132,7 @@ class PromptDecoder:
             )
             for place, (row, image) in enumerate(zip(rows.tolist(), prompts.image[rows].tolist(), strict=True))
         ]
-        return [xp.concatenate(outputs) for outputs in zip(*found, strict=True)]
+        return [xp.concatenate(outputs) for outputs in zip(*results, strict=True)]
 
     def _call(self, feeds: dict[str, Any]) -> list[Any]:
         with self._lock:

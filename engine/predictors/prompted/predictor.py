@@ -281,24 +281,24 @@ class PromptedPredictor(SessionPredictor):
         """Compute the embeddings, each (images, …), of the images with prompts."""
         xp = self.backend.xp
         embeddings: list[list[Any]] = [image.embeddings or [] for image in prepared]
-        missing = [
+        missing_indices = [
             index
             for index, image in enumerate(prepared)
             if needed[index] and image.embeddings is None and image.tensor is not None
         ]
-        for start in range(0, len(missing), self.batch):
-            chunk = missing[start : start + self.batch]
+        for start in range(0, len(missing_indices), self.batch):
+            chunk = missing_indices[start : start + self.batch]
             outputs = self.encoder.run(stack_padded([prepared[index].tensor for index in chunk], self.encoder, xp))
             for row, index in enumerate(chunk):
                 embeddings[index] = rounded([output[row] for output in outputs], xp)
-        for index in missing:
+        for index in missing_indices:
             key = prepared[index].key
             if self._cache is not None and key is not None:
                 self._cache.put(key, self.backend.download(*embeddings[index]))
         with self._lock:
-            self.encoded += len(missing)
-        used = [levels for levels, need in zip(embeddings, needed, strict=True) if need]
-        return [xp.stack(level) for level in zip(*used, strict=True)]
+            self.encoded += len(missing_indices)
+        used_embeddings = [levels for levels, need in zip(embeddings, needed, strict=True) if need]
+        return [xp.stack(level) for level in zip(*used_embeddings, strict=True)]
 
     @staticmethod
     def _among(prompts: Prompts) -> Prompts:

@@ -21,8 +21,8 @@ _FARTHEST = 1e6  # pixels; larger numbers are not coordinates
 def csv_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the line number and the values of each row; raises :class:`UsageError` if one of the columns has none."""
     reader = csv.DictReader(io.StringIO(read_text(file, "the prompts"), newline=""))
-    if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
-        raise UsageError(f"{file} needs a first line with {','.join(columns)}; it lacks {', '.join(missing)}")
+    if missing_columns := [name for name in columns if name not in (reader.fieldnames or ())]:
+        raise UsageError(f"{file} needs a first line with {','.join(columns)}; it lacks {', '.join(missing_columns)}")
     for row in reader:
         if None in row or any(not (row[name] or "").strip() for name in columns):
             raise UsageError(f"{file}, line {reader.line_num}: expected a value for each of {','.join(columns)}")

@@ -172,8 +172,8 @@ def prompts_of(
     ]
     downloads = iter(backend.download(*chain.from_iterable(requests)))
     for index, (peaks, _), request in zip(indices, peaks_of, requests, strict=True):
-        known = [next(downloads) for _ in request]
-        prompts[index] = _image_prompts(peaks, *known, settings=settings, modes=modes, scale=scale, xp=backend.xp)
+        peak_arrays = [next(downloads) for _ in request]
+        prompts[index] = _image_prompts(peaks, *peak_arrays, settings=settings, modes=modes, scale=scale, xp=backend.xp)
         if modes == ("mask",) and len(prompts[index]):
             above = images[index] > settings.box_threshold
             masks = mask_logits(above, grid or tuple(above.shape[1:]), backend.xp)

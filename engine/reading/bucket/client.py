@@ -124,22 +124,22 @@ def open_client(scheme: str, bucket: str, options: Mapping[str, str], access: Ac
 
 def check_keys(keys: Iterable[str]) -> None:
     """Raise :class:`UsageError` if two keys of storage options mean the same, as ``region`` and ``aws_region``."""
-    known: dict[str, str] = {}
+    key_of: dict[str, str] = {}
     for key in keys:
         name = re.sub("^(aws|google|azure)_", "", key.lower())
-        if name in known:
-            both = f"{known[name]} and {key} mean the same" if known[name] != key else f"{key} is given twice"
+        if name in key_of:
+            both = f"{key_of[name]} and {key} mean the same" if key_of[name] != key else f"{key} is given twice"
             raise UsageError(f"storage options: {both}; give one of them")
-        known[name] = key
+        key_of[name] = key
 
 
 def _profile(config: Mapping[str, str]) -> Any:
     """Return the credentials of AWS's configuration files, None if there are none or others are given."""
-    known = {*config, *(name.lower() for name in os.environ)}
+    setting_names = {*config, *(name.lower() for name in os.environ)}
     folder = Path.home() / ".aws"
     files = [os.environ.get("AWS_SHARED_CREDENTIALS_FILE", folder / "credentials")]
     files.append(os.environ.get("AWS_CONFIG_FILE", folder / "config"))
-    if known & set(_KEYS) or not ("AWS_PROFILE" in os.environ or any(map(os.path.exists, files))):
+    if setting_names & set(_KEYS) or not ("AWS_PROFILE" in os.environ or any(map(os.path.exists, files))):
         return None
     try:
         from obstore.auth.boto3 import Boto3CredentialProvider

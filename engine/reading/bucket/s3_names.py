@@ -52,10 +52,10 @@ def _client(options: Mapping[str, str], access: Access) -> Any:
     from botocore import UNSIGNED
     from botocore.config import Config
 
-    given = {key.lower().removeprefix("aws_"): value for key, value in options.items()}
+    given_options = {key.lower().removeprefix("aws_"): value for key, value in options.items()}
 
     def option(*names: str) -> str | None:
-        values = (given.get(name) or os.environ.get(f"AWS_{name.upper()}") for name in names)
+        values = (given_options.get(name) or os.environ.get(f"AWS_{name.upper()}") for name in names)
         return next((value for value in values if value), None)
 
     settings: dict[str, Any] = {

@@ -195,10 +195,10 @@ def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> Markup:
 
 def _tag(name: str, *content: str, kind: str = "", **attributes: str | float) -> Markup:
     """Write an element of the class ``kind``; content and attributes are escaped; ``_`` in a name becomes ``-``."""
-    written = {"class": kind, **attributes} if kind else attributes
+    written_attributes = {"class": kind, **attributes} if kind else attributes
     pairs = [
         f' {key.replace("_", "-")}="{escape(value if isinstance(value, str) else _number(value))}"'
-        for key, value in written.items()
+        for key, value in written_attributes.items()
     ]
     return Markup(f"<{name}{''.join(pairs)}>{''.join(escape(part) for part in content)}</{name}>")
 

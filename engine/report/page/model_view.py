@@ -76,14 +76,16 @@ def view_kept_scores(
     reader: Reader, sample: Sequence[str], taxonomy: Taxonomy, *, workers: int = 1
 ) -> ModelView | None:
     """Count the labels before selection of a ``sample`` of images by id; None if the store keeps no scores."""
-    raw, kept = (np.zeros(taxonomy.num_targets, np.int64) for _ in range(2))
+    raw, kept_pixels = (np.zeros(taxonomy.num_targets, np.int64) for _ in range(2))
     for id, map in zip(sample, ordered_map(reader.raw, sample, workers), strict=True):
         if map is None:
             return None
         raw += np.bincount(map.ravel(), minlength=taxonomy.num_targets)[: taxonomy.num_targets]
-        kept += reader.counts(id)
+        kept_pixels += reader.counts(id)
     plane = np.zeros((2, COLUMNS, ROWS), np.int64)
-    return ModelView(num_images=len(sample), raw=raw, kept=kept, set_sizes=None, plane=plane, dispersion=1.0, maps={})
+    return ModelView(
+        num_images=len(sample), raw=raw, kept=kept_pixels, set_sizes=None, plane=plane, dispersion=1.0, maps={}
+    )
 
 
 def read_scores(
@@ -164,20 +166,20 @@ def view_model(
         step = max(1, share.size // 20_000)  # a sample of pixels suffices for the plane
         return id, raw, sizes, share[::step], dispersion[::step], cluster[::step] == int(statistics.ravel()[7])
 
-    wanted, visible = set(sample), set(shown)
+    sample_ids, visible = set(sample), set(shown)
     maps: dict[str, NDArray[Any]] = {}
     raw_counts, kept_counts = (np.zeros(taxonomy.num_targets, np.int64) for _ in range(2))
     figures: list[tuple[Any, ...]] = []
     for values in ordered_map(observe, list(dict.fromkeys([*sample, *shown])), workers):
         if values is None:
             continue
-        id, raw, *rest = values
+        id, raw, *sums = values
         if id in visible:
             maps[id] = raw
-        if id in wanted:
+        if id in sample_ids:
             raw_counts += np.bincount(raw.ravel(), minlength=taxonomy.num_targets)[: taxonomy.num_targets]
             kept_counts += reader.counts(id)
-            figures.append(tuple(rest))
+            figures.append(tuple(sums))
     if not figures:
         return None
     sizes, shares, dispersions, reliable = zip(*figures, strict=True)

@@ -78,7 +78,9 @@ def read_overview(store: LabelStore) -> Overview:
     ).combine_chunks()
     ids = table["id"].to_pylist()
     num_targets = Taxonomy.from_json(store.classes).num_targets
-    width, height, kept, confidence = (table[name].to_numpy() for name in ("width", "height", "kept", "confidence"))
+    width, height, kept_shares, confidence = (
+        table[name].to_numpy() for name in ("width", "height", "kept", "confidence")
+    )
     texts = table["statistics"].to_pylist()
     statistics = [None if text is None else read_statistics(text).get("top score") for text in texts]
     top_score = np.array(statistics, np.float64)
@@ -98,7 +100,7 @@ def read_overview(store: LabelStore) -> Overview:
         uris=[uri_of.get(id, "") for id in ids],
         pixels=width.astype(np.int64) * height,
         counts=count_matrix(table["counts"])[:, :num_targets] if ids else np.zeros((0, num_targets), np.int64),
-        kept=kept,
+        kept=kept_shares,
         top_score=np.where(np.isnan(top_score), confidence, top_score),
         distance=table["drift"].to_numpy().astype(np.float64),
         num_inputs=len(inputs),

@@ -233,11 +233,11 @@ def image_accuracy(store: LabelStore, overview: Overview, quality: Quality) -> d
     if quality.tally is None:
         return {}
     id_of = {uri: id for uri, id in zip(overview.uris, overview.ids, strict=True) if uri}
-    kept, hits = quality.tally.kept.sum(axis=1), quality.tally.hits.sum(axis=1)
+    kept_pixels, hits = quality.tally.kept.sum(axis=1), quality.tally.hits.sum(axis=1)
     return {
-        id_of[uri]: float(hits[index] / kept[index])
+        id_of[uri]: float(hits[index] / kept_pixels[index])
         for index, uri in enumerate(quality.uris)
-        if kept[index] and uri in id_of
+        if kept_pixels[index] and uri in id_of
     }
 
 
@@ -248,8 +248,10 @@ def _facts(
     speed: Mapping[str, Any] | None,
 ) -> list[dict[str, Any]]:
     """List the figures that are not in the headline."""
-    others = overview.num_duplicates
-    duplicates = f"{others:,} duplicate{'' if others == 1 else 's'}" if others else "no duplicates"
+    num_duplicates = overview.num_duplicates
+    duplicates = (
+        f"{num_duplicates:,} duplicate{'' if num_duplicates == 1 else 's'}" if num_duplicates else "no duplicates"
+    )
     inputs = f"{overview.num_inputs:,} inputs, {duplicates}"
     facts: list[dict[str, Any]] = [
         {"name": "Images", "value": f"{overview.num_images:,}", "note": inputs},

@@ -131,18 +131,20 @@ def balance_section(
     def shares(counts: Any) -> NDArray[np.float64]:
         return np.asarray(counts, float) / max(float(np.sum(counts)), 1)
 
-    kept = shares(overview.counts.sum(axis=0))
+    kept_shares = shares(overview.counts.sum(axis=0))
     before = None if view is None else shares(view.raw)
     sample = None if view is None else shares(view.kept)
     classes = None if calibration is None else calibration.report.get("classes")
     true = None if classes is None else shares([row["pixels"] for row in classes])
-    largest = np.sort(np.max([table for table in (kept, before, sample, true) if table is not None], axis=0))[::-1]
+    largest = np.sort(np.max([table for table in (kept_shares, before, sample, true) if table is not None], axis=0))[
+        ::-1
+    ]
     # one class, usually the background, may dwarf the others; its bars are then cut off
     is_cut = len(largest) > 1 and largest[0] > 3 * largest[1] > 0
     unit = float(largest[int(is_cut)]) or 1.0
     rows = []
     for index, name in enumerate(taxonomy.targets):
-        columns = [("kept", kept), ("before", before), ("sample", sample), ("true", true)]
+        columns = [("kept", kept_shares), ("before", before), ("sample", sample), ("true", true)]
         cells = {
             key: None
             if table is None
@@ -154,7 +156,7 @@ def balance_section(
         "rows": rows,
         "before": before is not None,
         "true": true is not None,
-        "cut": taxonomy.targets[int(np.argmax(kept))] if is_cut else None,
+        "cut": taxonomy.targets[int(np.argmax(kept_shares))] if is_cut else None,
         "num_sample": 0 if view is None else view.num_images,
     }
 

@@ -41,12 +41,14 @@ def open_stores(
     :class:`StoreMismatch` if the stores were made with different options, :class:`StoreError`, and :class:`UsageError`
     if a store is named twice.
     """
-    opened = [LabelStore.open(store, storage_options=storage_options) for store in stores]
-    if not opened:
+    opened_stores = [LabelStore.open(store, storage_options=storage_options) for store in stores]
+    if not opened_stores:
         raise UsageError("expected one or more label stores")
-    if len({str(store.path.absolute()) for store in opened}) < len(opened):
-        raise UsageError(f"expected different label stores, got {', '.join(str(store.path) for store in opened)}")
-    return opened[0] if len(opened) == 1 else JoinedStores(opened)
+    if len({str(store.path.absolute()) for store in opened_stores}) < len(opened_stores):
+        raise UsageError(
+            f"expected different label stores, got {', '.join(str(store.path) for store in opened_stores)}"
+        )
+    return opened_stores[0] if len(opened_stores) == 1 else JoinedStores(opened_stores)
 
 
 class JoinedStores(LabelStore):
@@ -101,8 +103,8 @@ class JoinedStores(LabelStore):
         if datasets is None:
             with self._lock, store_errors(f"cannot open the label stores {self.path}"):
                 if self._datasets is None:
-                    opened = [store._open_all() for store in self._stores]
-                    self._datasets = {name: _Joined(name, [parts[name] for parts in opened]) for name in SCHEMAS}
+                    opened_parts = [store._open_all() for store in self._stores]
+                    self._datasets = {name: _Joined(name, [parts[name] for parts in opened_parts]) for name in SCHEMAS}
                 datasets = self._datasets
         return datasets
 
@@ -129,13 +131,13 @@ class _Joined:
         """Yield batches of rows, one dataset after the other."""
         names = list(self.schema.names if columns is None else columns)
         for part, replaced in zip(self._parts, self._replaced, strict=True):
-            wanted = names if not len(replaced) else list(dict.fromkeys([*names, *KEYS[self._name]]))
-            for batch in part.to_batches(columns=wanted, filter=filter, batch_size=batch_size):
+            read_columns = names if not len(replaced) else list(dict.fromkeys([*names, *KEYS[self._name]]))
+            for batch in part.to_batches(columns=read_columns, filter=filter, batch_size=batch_size):
                 if not len(replaced):
                     yield batch
                     continue
-                rest = batch.filter(pc.invert(pc.is_in(_keys(self._name, batch), value_set=replaced)))
-                yield rest.select(names)
+                remainder = batch.filter(pc.invert(pc.is_in(_keys(self._name, batch), value_set=replaced)))
+                yield remainder.select(names)
 
     def to_table(self, columns: Sequence[str] | None = None, filter: str | None = None) -> pa.Table:
         """Return rows as a table."""

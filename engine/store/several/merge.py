@@ -71,15 +71,15 @@ def merge_stores(
     if _place(output) in map(_place, stores):
         raise UsageError(f"{output} is one of the stores to merge; give a new folder, or leave it out of the list")
     sources = [LabelStore.open(path, warn=False) for path in stores]
-    others = [LabelStore.open(output, warn=False)] if (location_of(output) / RUN_FILE).exists() else []
-    for other in (*sources[1:], *others):
-        check_alike(sources[0], other)
-    for store in (*sources, *others):
+    existing_output = [LabelStore.open(output, warn=False)] if (location_of(output) / RUN_FILE).exists() else []
+    for other_store in (*sources[1:], *existing_output):
+        check_alike(sources[0], other_store)
+    for store in (*sources, *existing_output):
         _commit_waiting(store)
     target = LabelStore.open_or_create(output, sources[0].run)
     before = sum(len(target.table([], name)) for name in SCHEMAS)
     num_rows = [sum(len(source.table([], name)) for source in sources) for name in SCHEMAS]
-    done, duplicates = 0, 0
+    num_done, duplicates = 0, 0
     for name in ("labels", "inputs", "reviews"):  # labels before the inputs that point to them
         for source in sources:
             for table in _pieces(source.batches(name)):
@@ -89,9 +89,9 @@ def merge_stores(
                     target.commit_tables(table.filter(pa.array(fresh)), SCHEMAS["inputs"].empty_table())
                 else:
                     target.merge_rows(name, table)
-                done += len(table)
+                num_done += len(table)
                 if progress is not None:
-                    progress(done, sum(num_rows))
+                    progress(num_done, sum(num_rows))
     counts = {name: len(target.table([], name)) for name in SCHEMAS}
     return MergeCounts(
         images=counts["labels"],
@@ -134,11 +134,11 @@ def check_alike(store: LabelStore, other: LabelStore, *, for_reading: bool = Fal
     runs = [{key: value for key, value in each.run.items() if key != KEPT_SCORES} for each in (store, other)]
     names = _short_names(store.path, other.path)
     mapping, options = run_differences(runs[0], runs[1], names)
-    kept = [KEPT_SCORES in each.run for each in (store, other)]
-    if not for_reading and mapping is None and not options and kept[0] != kept[1]:
+    keeps_scores = [KEPT_SCORES in each.run for each in (store, other)]
+    if not for_reading and mapping is None and not options and keeps_scores[0] != keeps_scores[1]:
         raise StoreMismatch(
-            f"{names[kept.index(True)]} keeps scores, {names[kept.index(False)]} does not, so they cannot be merged; "
-            "report and export them together instead, or label one again"
+            f"{names[keeps_scores.index(True)]} keeps scores, {names[keeps_scores.index(False)]} does not, so they "
+            "cannot be merged; report and export them together instead, or label one again"
         )
     if not for_reading:
         mapping, options = run_differences(store.run, other.run, names)

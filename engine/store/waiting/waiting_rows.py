@@ -181,6 +181,6 @@ def _with_labels(store: LabelStore, labels: pa.Table, inputs: pa.Table) -> pa.Ta
     newest = LabelStore.open(store.path, warn=False)
     ids = inputs["id"]
     is_known = pc.or_(pc.is_null(ids), pc.is_in(ids, value_set=labels["id"].combine_chunks()))
-    rest = inputs.filter(pc.invert(is_known))
-    known = rest.filter(pa.array(newest.are_known(rest["id"]), pa.bool_()))
-    return pa.concat_tables([inputs.filter(is_known), known])
+    unknown_rows = inputs.filter(pc.invert(is_known))
+    newly_known = unknown_rows.filter(pa.array(newest.are_known(unknown_rows["id"]), pa.bool_()))
+    return pa.concat_tables([inputs.filter(is_known), newly_known])
