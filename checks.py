@@ -60,6 +60,16 @@ def check_number(
     raise UsageError(f"{name} must be a number{f' {text}' if text else ''}, got {value!r:.80}")
 
 
+def refuse_without(name: str, needed: object, **options: object) -> None:
+    """Refuse arguments that apply only beside another one, if that one, ``name``, is missing; both are None if left out.
+
+    Raises :class:`UsageError`.
+    """
+    for option, value in options.items():
+        if value is not None and needed is None:
+            raise UsageError(f"{option} applies to {name} only; add it, or leave {option} out")
+
+
 def name_list(names: Iterable[object], *, most: int = NAMES_SHOWN) -> str:
     """Join names with commas for a message; after ``most`` names, the others are counted: ``a, b and 290 more``."""
     texts = [str(name) for name in names]

@@ -12,6 +12,7 @@ import sys
 import typing
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -163,6 +164,23 @@ def test_options_that_do_not_apply_are_refused(home: Path) -> None:
         maskmill.label("bundle", home / "photos", home / "no", calibration="c.json", threshold=0.5)
     with pytest.raises(maskmill.MaskmillError, match="not a model bundle"):
         maskmill.calibrate(home / "nowhere", images=home / "photos", labels=home / "truth", alpha=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "need"),
+    [
+        ({"split_seed": 1}, "labeled_share"),
+        ({"labeled_share": "1/2"}, "labeled"),
+        ({"ids": ["0.png"]}, "labeled"),
+        ({"validation_ids": ["0.png"]}, "validation"),
+        ({"taxonomy": "map.toml"}, "labeled or validation"),
+        ({"background": "sky"}, "classes"),
+    ],
+)
+def test_training_refuses_options_without_the_one_they_belong_to(options: dict[str, Any], need: str) -> None:
+    (name,) = options
+    with pytest.raises(maskmill.MaskmillError, match=f"^{name} applies to {need} only; add it, or leave {name} out$"):
+        maskmill.train("store", output="run", **options)
 
 
 def test_a_notebook_shows_an_overlay(home: Path) -> None:

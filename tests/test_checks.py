@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from maskmill.checks import check_choice, check_count, check_number, name_list
+from maskmill.checks import check_choice, check_count, check_number, name_list, refuse_without
 from maskmill.errors import UsageError
 
 Color = Literal["red", "green"]
@@ -63,3 +63,10 @@ def test_a_long_list_of_names_ends_in_their_number(count: int, text: str) -> Non
     names = name_list(f"c{number}" for number in range(count))
     assert names.endswith(text)
     assert names.count(",") <= 10
+
+
+def test_an_argument_without_the_one_it_belongs_to_is_refused() -> None:
+    refuse_without("labeled", "folder", ids=["a"])
+    refuse_without("labeled", None, ids=None)
+    with pytest.raises(UsageError, match="^ids applies to labeled only; add it, or leave ids out$"):
+        refuse_without("labeled", None, labeled_share=None, ids=[])

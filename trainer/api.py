@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..checks import check_choice
+from ..checks import check_choice, refuse_without
 from ..engine.arguments import Location, class_names_of, counter_if, image_of
 from ..errors import UsageError
 
@@ -244,8 +244,11 @@ def train(
     from .training_display import observing
 
     check_choice("recipe", recipe, RECIPES)
-    if background is not None and classes is None:
-        raise UsageError("background needs classes: a file, or their names")
+    refuse_without("classes", classes, background=background)
+    refuse_without("labeled", labeled, labeled_share=labeled_share, ids=ids)
+    refuse_without("labeled_share", labeled_share, split_seed=split_seed or None)
+    refuse_without("validation", validation, validation_ids=validation_ids)
+    refuse_without("labeled or validation", validation if labeled is None else labeled, taxonomy=taxonomy)
     texts = [f"{name}={value}" for name, value in (settings or {}).items()]
     settled_recipe = with_settings(RECIPES[recipe](), texts, allow_code=allow_code)
     refuse_unused(settled_recipe, unlabeled=unlabeled)
