@@ -61,7 +61,7 @@ def check_number(
 
 
 def refuse_without(name: str, needed: object, **options: object) -> None:
-    """Refuse arguments that apply only beside another one, if that one, ``name``, is missing; both are None if left out.
+    """Refuse arguments that apply only beside another one, ``name``, if that is missing; both are None if left out.
 
     Raises :class:`UsageError`.
     """
