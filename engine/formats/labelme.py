@@ -106,6 +106,8 @@ def _runs(shape: dict[str, Any], height: int, width: int, where: str) -> NDArray
             (x0, y0), (x1, y1) = points
             return runs_of_polygon(np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]]), height, width)
         if kind == "mask":
+            if not ((points[0] > -0.5) & (points[0] < (width, height))).all():
+                raise ValueError(f"its mask begins at {points[0].tolist()}, outside of {width}x{height} pixels")
             left, top = np.rint(points[0]).astype(int).tolist()
             part = np.asarray(open_picture(base64.b64decode(shape["mask"]), f"of a shape in {where}"))
             mask = np.zeros((height, width), dtype=np.bool_)

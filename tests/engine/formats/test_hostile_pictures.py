@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from maskmill.engine.formats.open import open_reader
 from maskmill.errors import UsageError
 
-from ...builders import _png
+from ...builders import _png, encoded
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 6\n%ImageData: 8 6 8 1 0 1 1 x\n%%EndComments\nshowpage\n"
 MASK = {"label": "cow", "points": [[0, 0], [3, 3]], "shape_type": "mask"}
@@ -83,3 +84,12 @@ def test_a_hostile_picture_in_a_table_is_refused(picture: bytes, tmp_path: Path,
     with pytest.raises(UsageError, match="cannot be decoded"):
         read(tmp_path / "a.parquet", "huggingface")
     assert not ghostscript.exists()
+
+
+@pytest.mark.parametrize("start", [[1e300, 0], [float("nan"), 0], [-1, 2], [0, 6]])
+def test_a_mask_that_begins_outside_of_its_image_is_refused(start: list[float], tmp_path: Path) -> None:
+    mask = base64.b64encode(encoded(np.ones((2, 2), np.uint8), "PNG")).decode()
+    shape = {**MASK, "points": [start, [3, 3]], "mask": mask}
+    (tmp_path / "x.json").write_text(json.dumps({"imageHeight": 6, "imageWidth": 8, "shapes": [shape]}))
+    with pytest.raises(UsageError, match="a shape of cow is damaged"):
+        read(tmp_path, "labelme")

@@ -255,3 +255,12 @@ def test_names_with_two_colons_are_paired_with_their_own_label_map(tmp_path: Pat
         [str(tmp_path / "images" / "a::x.jpg"), str(tmp_path / "images" / "b::x.jpg")], str(tmp_path / "images")
     )
     assert [entry.name.rpartition("/")[2] for entry in pairs.labels.values()] == ["a::x.png", "b::x.png"]
+
+
+def test_a_sparse_member_is_one_reject(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(header(b"sparse.jpg", b"0", b"S") + GOOD + END)
+    source = open_source(tmp_path / "a.tar")
+    sparse, good = source
+    assert source.read(good) == b"a photo"
+    with pytest.raises(ImageError, match="stored as a sparse file"):
+        source.read(sparse)
