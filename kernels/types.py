@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 Activation = Literal["softmax", "sigmoid", "none"]
 Rule = Literal["argmax", "foreground", "single", "agree"]
@@ -34,6 +34,9 @@ class Array(Protocol):
 
 ArrayT = TypeVar("ArrayT", bound=Array)
 """Library of a call's first array, and of its results."""
+
+BackendArray: TypeAlias = Any
+"""A NumPy array on the host or a CuPy array on a GPU. It is ``Any``, since CuPy has no types that both would fit."""
 
 _NOT_REQUESTED: Any = None
 

@@ -316,7 +316,7 @@ def recipe_from_json(raw: Mapping[str, Any]) -> Recipe:
     """Return the recipe of :meth:`Recipe.to_json`; raises :class:`UsageError` if a field is missing or impossible."""
     check_choice("recipe.name", raw.get("name"), RECIPES)
     name = str(raw["name"])
-    types = typing.get_type_hints(Recipe) | {"method": type(RECIPES[name]().method)}
+    types: dict[str, Any] = typing.get_type_hints(Recipe) | {"method": type(RECIPES[name]().method)}
     if unknown := [key for key in raw if key not in types]:
         raise UsageError(f"the recipe has the unknown field {unknown[0]!r:.80}")
     if missing := [key for key in types if key not in raw]:

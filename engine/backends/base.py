@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from types import ModuleType
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
 from ...errors import ImageError
+from ...kernels.types import BackendArray
 from ..inputs.images import MAX_PIXELS
 from ..model.input_spec import BandSpec, InputSpec
 
@@ -35,7 +37,7 @@ class Backend(Protocol):
         ...
 
     @property
-    def xp(self) -> Any:
+    def xp(self) -> ModuleType:
         """The array library: NumPy or CuPy."""
         ...
 
@@ -67,7 +69,9 @@ class Backend(Protocol):
         """Bytes of results that may stay on the backend until the end of a run; 0: keep them in files."""
         ...
 
-    def decode(self, data: bytes, *, max_pixels: int = MAX_PIXELS, warn: Callable[[str], None] | None = None) -> Any:
+    def decode(
+        self, data: bytes, *, max_pixels: int = MAX_PIXELS, warn: Callable[[str], None] | None = None
+    ) -> BackendArray:
         """Decode an image file as :func:`maskmill.engine.inputs.images.decode_image`, to the host or to the backend."""
         ...
 
@@ -84,7 +88,7 @@ class Backend(Protocol):
         """
         ...
 
-    def upload(self, image: Any) -> Any:
+    def upload(self, image: Any) -> BackendArray:
         """Return an image, HWC uint8 RGB, on the backend, for several calls of :meth:`preprocess`."""
         ...
 
@@ -99,7 +103,7 @@ class Backend(Protocol):
         """Return a context in which work is queued in order with all other work of this backend."""
         ...
 
-    def constant(self, array: NDArray[Any]) -> Any:
+    def constant(self, array: NDArray[Any]) -> BackendArray:
         """Return the values of a host array on the backend, to be read only; equal arrays are uploaded once."""
         ...
 

@@ -27,6 +27,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from numpy.typing import NDArray
 from ... import kernels
 from ...errors import ImageError
 from ...kernels.gpu import device
+from ...kernels.types import BackendArray
 from ..inputs.images import MAX_PIXELS, image_size, preprocess, resized_size
 from ..model.input_spec import BandSpec, InputSpec
 from ..runtimes.device_arrays import array_over, is_device_array
@@ -120,7 +122,7 @@ class CudaBackend:
         }  # fmt: skip
 
     @property
-    def xp(self) -> Any:
+    def xp(self) -> ModuleType:
         """CuPy."""
         return self._cupy
 
@@ -134,7 +136,9 @@ class CudaBackend:
         """Number of files per call of :meth:`decode_batch`."""
         return 1 if self._codec is None else DECODE_SIZE
 
-    def decode(self, data: bytes, *, max_pixels: int = MAX_PIXELS, warn: Callable[[str], None] | None = None) -> Any:
+    def decode(
+        self, data: bytes, *, max_pixels: int = MAX_PIXELS, warn: Callable[[str], None] | None = None
+    ) -> BackendArray:
         """Decode a file as :func:`maskmill.engine.inputs.images.decode_image`; JPEG on the device if possible."""
         (image,) = self.decode_batch(
             [data], max_pixels=max_pixels, warn=None if warn is None else lambda _, text: warn(text)
@@ -227,7 +231,7 @@ class CudaBackend:
         self._compute.wait_event(ready)
         return tensor, (height / spec.height, width / spec.width)
 
-    def upload(self, image: Any) -> Any:
+    def upload(self, image: Any) -> BackendArray:
         """Return the image on the device, for :meth:`preprocess` and work inside :meth:`queue`.
 
         Arrays of :meth:`decode` and their views are returned as they are; others are copied, device arrays in the order
@@ -254,7 +258,7 @@ class CudaBackend:
         """Return a context that queues work on the compute stream."""
         return self._compute
 
-    def constant(self, array: NDArray[Any]) -> Any:
+    def constant(self, array: NDArray[Any]) -> BackendArray:
         """Return the values of a host array on the device, to be read only; equal arrays are uploaded once."""
         return device.constant(array)
 
@@ -294,7 +298,7 @@ class CudaBackend:
             stream.wait_event(ready)
         return [None if image is None else self._array_of(image) for image in images]
 
-    def _array_of(self, image: Any) -> Any:
+    def _array_of(self, image: Any) -> BackendArray | None:
         """Wrap an image of nvImageCodec, whose conversion to CuPy would block; None if its layout is not supported."""
         memory = image.__cuda_array_interface__
         shape = tuple(memory["shape"])
@@ -302,7 +306,7 @@ class CudaBackend:
             return None
         return self._shared(memory["data"][0], shape, image)
 
-    def _shared(self, pointer: int, shape: tuple[int, ...], owner: object) -> Any:
+    def _shared(self, pointer: int, shape: tuple[int, ...], owner: object) -> BackendArray:
         """Wrap a uint8 image; its memory is released once all work queued before it was dropped has finished."""
         lease = _Lease()
         self._owned.add(pointer)
@@ -335,7 +339,7 @@ class CudaBackend:
         self._ingest.record(staging.copied)
         return array, staging
 
-    def _tensor(self, shape: tuple[int, ...]) -> Any:
+    def _tensor(self, shape: tuple[int, ...]) -> BackendArray:
         """Return a float32 array for the ingest stream to fill; it may be read and dropped on the compute stream."""
         recycler = self._tensors.setdefault(shape, Recycler(MAX_TENSORS))
         buffer = recycler.take(self._ingest.wait_event)

@@ -14,6 +14,7 @@ from itertools import product
 from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...kernels.types import Rule
 from ..inputs.summary import SourceSummary
@@ -201,7 +202,7 @@ def _limits(
     images_per_class: Any,
     extra: int,
     background: int | None,
-) -> Any:
+) -> NDArray[np.float32] | None:
     """Compute thresholds (Ke,) of a candidate from the images with a weight."""
     num = scores.num_targets
     if candidate.method == "argmax":

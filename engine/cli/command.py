@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
@@ -14,6 +14,8 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 from ...errors import UsageError
 from ..model.files import refuse_overwriting
 from ..report.terminal import say
+
+ParameterT = TypeVar("ParameterT", bound=Any)
 
 OUTPUTS = ("output", "log")
 """Parameters that name a command's output files and folders."""
@@ -39,7 +41,7 @@ def needs(**options: str) -> Callable[[Callable[..., None]], Callable[..., None]
     return mark
 
 
-def without_types(parameters: Any) -> Any:
+def without_types(parameters: list[ParameterT]) -> list[ParameterT]:
     """Remove the Python types that the help shows beside flags and arguments."""
     for parameter in parameters:
         if isinstance(parameter, TyperArgument):
@@ -52,7 +54,7 @@ def without_types(parameters: Any) -> Any:
 class PlainGroup(TyperGroup):
     """The command line, whose help names no Python types."""
 
-    def get_params(self, ctx: Any) -> Any:
+    def get_params(self, ctx: Any) -> list[Any]:
         """Return the parameters, with no placeholder for flags."""
         return without_types(super().get_params(ctx))
 
@@ -60,7 +62,7 @@ class PlainGroup(TyperGroup):
 class PlainCommand(TyperCommand):
     """Command whose help names no Python types, and whose errors do not speak of validation."""
 
-    def get_params(self, ctx: Any) -> Any:
+    def get_params(self, ctx: Any) -> list[Any]:
         """Return the parameters, with no placeholder for flags, and none beside the name of an argument."""
         return without_types(super().get_params(ctx))
 
@@ -101,7 +103,7 @@ class PlainCommand(TyperCommand):
                     f"{names[option]} applies to {needed_options} only; add it, or leave {names[option]} out"
                 )
 
-    def invoke(self, ctx: Any) -> Any:
+    def invoke(self, ctx: Any) -> object:
         """Run the command; an interrupt prints one line, unlike Typer, which exits silently."""
         try:
             return super().invoke(ctx)

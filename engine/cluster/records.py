@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..labeling.progress import Progress
 from ..labeling.thread_stages import StageTime
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 
 @dataclass(kw_only=True)
@@ -111,7 +114,7 @@ def _is_valid(kind: Any, raw: Any) -> bool:
 
 
 @cache
-def _validator(kind: Any) -> Any:
+def _validator(kind: Any) -> TypeAdapter[dict[str, Any]]:
     from pydantic import TypeAdapter
 
     # wrapped, since only so the configuration reaches dataclasses

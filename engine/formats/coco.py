@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,9 @@ from .base import (
 from .files import json_document, json_elements, json_members, load_json, read_bytes
 from .polygons import outlines, runs_of_polygon
 from .rle import encode_classes, paint_runs, runs_of_counts, string_to_counts
+
+if TYPE_CHECKING:
+    import supervision
 
 FILE = "annotations/instances.json"
 _VALUE = re.compile(rb'\s*:\s*("(?:[^"\\]|\\.)*"|[^\s,}\]]+)')
@@ -359,7 +362,7 @@ def _annotation_entries(parts: Iterator[str]) -> Iterator[str]:
             yield json.dumps({"id": number, "image_id": image} | annotation)
 
 
-def to_supervision(label: NDArray[Any], classes: LabelClasses) -> Any:
+def to_supervision(label: NDArray[Any], classes: LabelClasses) -> supervision.Detections:
     """Convert a label map (H, W) to ``supervision.Detections``: one mask, box and class name per class that occurs.
 
     Raises :class:`MissingPackageError` without the package supervision.

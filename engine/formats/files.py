@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import fsspec
 import numpy as np
@@ -23,6 +23,9 @@ from ..model.schema import decode_json
 from ..reading import remote
 from ..reading.access import current_access
 from ..reading.local import read_local
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _KEY = re.compile(rb'\s*("(?:[^"\\]|\\.)*")\s*:')
 
@@ -70,7 +73,7 @@ class FileTree:
             # every fsspec filesystem raises exceptions of its own
             raise UsageError(f"cannot read {self.path(name)}: {remote.reason(error)}") from error
 
-    def open(self, name: str) -> Any:
+    def open(self, name: str) -> BinaryIO:
         """Open a file for reading at any place; raises :class:`OSError` or an exception of the filesystem."""
         return self._filesystem.open(f"{self._root}/{name}", "rb")
 
@@ -118,7 +121,7 @@ def read_bytes(location: str) -> bytes | mmap.mmap:
         raise UsageError(f"cannot read {location}: {remote.reason(error)}") from error
 
 
-def open_picture(data: bytes, where: str, *, header_only: bool = False) -> Any:
+def open_picture(data: bytes, where: str, *, header_only: bool = False) -> Image.Image:
     """Return the Pillow image of a file's bytes, decoded unless only its header is needed.
 
     ``where`` names it in messages. Raises :class:`UsageError` for other formats, damage, more than :data:`MAX_PICTURE`,

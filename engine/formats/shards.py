@@ -190,7 +190,7 @@ class HuggingFaceReader(LabelReader):
         except (pa.ArrowException, OSError) as error:
             raise UsageError(f"cannot read {file}: {error}") from error
 
-    def _read(self, file: str, group: int, column: str) -> Any:
+    def _read(self, file: str, group: int, column: str) -> pa.Array:
         """Read a column of a row group, an Arrow array; ``column`` may be a path into a struct."""
         with self._open(file, [column]) as parquet:
             try:

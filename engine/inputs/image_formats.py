@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -30,6 +30,9 @@ from PIL import ExifTags, Image
 from ...errors import ImageError, install_command
 from ..model.files import inflate
 from ..reading.tiff_bands import other_bands
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # photo formats only: Pillow also opens formats that run other programs (EPS) or hold no photos
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
@@ -70,7 +73,7 @@ def readable_endings() -> frozenset[str]:
     return frozenset(ending for ending, format in OPTIONAL_ENDINGS.items() if format in optional_formats())
 
 
-def open_image(data: bytes, max_pixels: int) -> Any:
+def open_image(data: bytes, max_pixels: int) -> Image.Image:
     """Open an image with Pillow: its header is read and its size checked, its pixels are not decoded.
 
     Raises :class:`ImageError`.

@@ -7,7 +7,7 @@ Indices are read as they are stored: palette images give their indices, gray ima
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from ..model.color_tables import TABLE_NAMES, ColorTable
 from ..reading.access import current_access
 from ..reading.local import read_local
 from .image_formats import damage, open_image, quiet_pillow
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 LABEL_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif")
 """Endings of label maps: lossless formats only, since lossy ones change indices and colors."""
@@ -57,7 +60,7 @@ def decode_label_map(data: bytes, name: str, colors: ColorTable | None = None) -
         return _indices(image, name, data) if colors is None else _from_colors(image, name, colors)
 
 
-def decode_map(data: bytes) -> Any:
+def decode_map(data: bytes) -> Image.Image:
     """Return the Pillow image of a map's bytes, decoded and not turned by EXIF.
 
     Raises :class:`ImageError`, also for a header that promises more than the file can hold.

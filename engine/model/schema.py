@@ -15,11 +15,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...errors import ImageError, UsageError
 from ..reading.remote_path import StorageError
 from .storage import read_file
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+ValueT = TypeVar("ValueT")
 
 MAX_BYTES = 64 * 2**20
 """Largest JSON file that is read; a manifest has a few kilobytes."""
@@ -58,7 +63,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def read_value(kind: Any, raw: object, where: str = "") -> Any:
+def read_value(kind: type[ValueT], raw: object, where: str = "") -> ValueT:
     """Return a JSON or TOML value as the type ``kind``, a dataclass or another annotation.
 
     ``where`` is the value's name in messages; empty for a whole file. Raises :class:`UsageError` with the first fault,
@@ -77,7 +82,7 @@ def read_value(kind: Any, raw: object, where: str = "") -> Any:
 
 
 @cache
-def _validator(kind: Any) -> Any:
+def _validator(kind: Any) -> TypeAdapter[dict[str, Any]]:
     from pydantic import TypeAdapter
 
     # wrapped, since only so the configuration reaches dataclasses

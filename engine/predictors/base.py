@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ... import kernels
 from ...checks import check_count
-from ...kernels.types import Activation, ClassStats, Dispersion, Layout, Rule
+from ...kernels.types import Activation, BackendArray, ClassStats, Dispersion, Layout, Rule
 from ..backends.base import Backend
 from ..backends.host import HOST
 from ..model.bundle import Bundle
@@ -158,7 +158,7 @@ class Predictor(Protocol):
         """Return the text that decides the scores of this image besides its pixels, "" if nothing does."""
         ...
 
-    def prepare(self, image: Any, uri: str = "") -> Any:
+    def prepare(self, image: Any, uri: str = "") -> object:
         """Prepare one image for ``run``: HWC uint8 RGB, on the host or on ``backend``; ``uri`` names it."""
         ...
 
@@ -196,7 +196,7 @@ class SessionPredictor(ABC):
         return ""
 
     @abstractmethod
-    def prepare(self, image: Any, uri: str = "") -> Any:
+    def prepare(self, image: Any, uri: str = "") -> object:
         """Prepare one image for ``run``: HWC uint8 RGB, on the host or on ``backend``; ``uri`` names it."""
 
     @abstractmethod
@@ -208,6 +208,6 @@ class SessionPredictor(ABC):
         return self.run([self.prepare(image, uri)])[0]
 
 
-def stack_padded(tensors: Sequence[Any], session: Session, xp: Any) -> Any:
+def stack_padded(tensors: Sequence[Any], session: Session, xp: Any) -> BackendArray:
     """Stack a call's tensors; behind them the first one is repeated up to the batch size that the session needs."""
     return xp.stack([*tensors, *[tensors[0]] * ((session.max_batch or 0) - len(tensors))])

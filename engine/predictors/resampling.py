@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...kernels.plans.class_stats import bilinear_taps
+from ...kernels.types import BackendArray
 from ..backends.base import Backend
 
 
@@ -42,7 +43,7 @@ def bilinear_weights(
 
 def sample_pixels(
     scores: Any, size: tuple[int, int], region: tuple[float, float, float, float], cells: Any, backend: Backend
-) -> Any:
+) -> BackendArray:
     """Interpolate the values (S, C) float32 of a map (h, w, C) at the flat pixel indices ``cells`` of the map decoded
     to ``size``; ``region`` (y0, x0, y1, x1) is the part of the map that covers the pixels. All are on ``backend``.
     """
@@ -57,7 +58,7 @@ def sample_pixels(
     return ((1 - down) * upper + down * lower).astype(np.float32)
 
 
-def resample_nearest(array: Any, size: tuple[int, int], xp: Any = np) -> Any:
+def resample_nearest(array: Any, size: tuple[int, int], xp: Any = np) -> BackendArray:
     """Resample (H, W) to ``size`` by nearest neighbor with half-pixel centers; ``xp`` is the library of ``array``."""
     rows, columns = (
         (xp.arange(length) * 2 + 1) * cells // (2 * length) for length, cells in zip(size, array.shape, strict=True)

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...checks import check_choice, check_count, check_number
+from ...kernels.types import BackendArray
 from ..backends.base import Backend
 from ..backends.host import HOST
 from ..model.bundle import Bundle
@@ -184,7 +185,7 @@ class SegmentEverything:
         return sound[good[np.argsort(-areas[good], kind="stable")]]
 
 
-def stability(logits: Any, offset: float = 1.0, xp: Any = np) -> Any:
+def stability(logits: Any, offset: float = 1.0, xp: Any = np) -> BackendArray:
     """Compute (n,) float64: IoU of each mask at logits (n, rows, columns) above ``offset`` and above its negative.
 
     It is 0 for an empty mask. ``xp`` is the library of the logits.

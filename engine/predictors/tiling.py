@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ...checks import check_count
 from ...errors import UsageError
+from ...kernels.types import BackendArray
 from .resampling import bilinear_matrix
 
 
@@ -55,7 +56,7 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
     return [round(index * (length - tile) / (num - 1)) for index in range(num)]
 
 
-def blend_tiles(image: Prepared, scores: list[Any], layout: str, overlap: int, xp: Any) -> Any:
+def blend_tiles(image: Prepared, scores: list[Any], layout: str, overlap: int, xp: Any) -> BackendArray:
     """Blend the tiles' score maps into one (h, w, C) float32 map of the whole image, at the tiles' resolution.
 
     ``xp`` is the array library of the scores.

@@ -16,6 +16,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,7 +112,7 @@ def has_tiff_ending(name: str) -> bool:
     return name.lower().endswith(TIFF_ENDINGS)
 
 
-def rasterio_for(purpose: str) -> Any:
+def rasterio_for(purpose: str) -> ModuleType:
     """Return the module rasterio; raises :class:`MissingPackageError` that names ``purpose``."""
     try:
         import rasterio

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .access import Access, Meter
+
+if TYPE_CHECKING:
+    import aiohttp
 
 METER: ContextVar[Meter | None] = ContextVar("meter", default=None)
 """Meter of the read that a request belongs to; requests without one are limited on their own."""
@@ -14,7 +17,7 @@ _ERROR_BYTES = 1 << 16
 """Most bytes of an error page that are read; the page is not shown."""
 
 
-async def limited_client(*, access: Access, **arguments: Any) -> Any:
+async def limited_client(*, access: Access, **arguments: Any) -> aiohttp.ClientSession:
     """Return an aiohttp session whose answers are bounded in size and time by ``access``."""
     import aiohttp
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 MAX_TEXT = 1 << 16
 """Longest text of a list, a manifest or a table's names, in bytes."""
 _MOST_BYTES = 1 << 30
 
 
-def open_parquet(file: Any, columns: Iterable[str] = ()) -> Any:
+def open_parquet(file: Any, columns: Iterable[str] = ()) -> pq.ParquetFile:
     """Open a Parquet file; the values of ``columns``, paths into structs too, are read once each.
 
     Raises the errors of Arrow.

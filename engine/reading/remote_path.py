@@ -12,12 +12,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePosixPath
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 from ...errors import MaskmillError, StoreError
 from . import remote
 from .access import current_access
 from .bucket.client import MissingBucketError, RefusedError
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 _OF_FILES = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
@@ -69,7 +72,7 @@ class RemotePath:
         return remote.filesystem(self.url, self.storage_options, current_access())
 
     @property
-    def fs(self) -> Any:
+    def fs(self) -> AbstractFileSystem:
         """Filesystem of fsspec."""
         return self._located[0]
 
@@ -140,14 +143,14 @@ class RemotePath:
         except FileNotFoundError:
             return
 
-    def stat(self) -> Any:
+    def stat(self) -> SimpleNamespace:
         """Return an object with the size and the time of the last change, ``st_size`` and ``st_mtime``."""
         with storage_errors(self.url):
             info = self.fs.info(self.path)
         changed = info.get("LastModified") or info.get("created")
         return SimpleNamespace(st_size=info["size"], st_mtime=changed.timestamp() if changed else 0.0)
 
-    def open(self, mode: str = "r", encoding: str | None = None) -> Any:
+    def open(self, mode: str = "r", encoding: str | None = None) -> IO[Any]:
         """Open the file."""
         with storage_errors(self.url):
             file = self.fs.open(self.path, mode.replace("b", "").replace("t", "") + "b")
@@ -183,5 +186,5 @@ class RemotePath:
         with storage_errors(self.url, "create"):
             self.fs.makedirs(self.path, exist_ok=True)
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[object, ...]:
         return RemotePath, (os.fspath(self.url), dict(self.storage_options))

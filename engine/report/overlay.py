@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ...checks import check_number
 from ...errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _LEGEND_ROW = 18  # pixels
 
@@ -42,7 +45,7 @@ def overlay(
     *,
     background: int | None = None,
     opacity: float = 0.6,
-) -> Any:
+) -> Image.Image:
     """Draw labels (H, W) over a photo (H, W, 3), with a legend of the classes below, as a PIL image.
 
     The background shows the photo; ignored pixels are hatched in white.
@@ -80,7 +83,7 @@ def overlay(
     return canvas
 
 
-def segment_overlay(image: NDArray[np.uint8], label: NDArray[Any], *, opacity: float = 0.6) -> Any:
+def segment_overlay(image: NDArray[np.uint8], label: NDArray[Any], *, opacity: float = 0.6) -> Image.Image:
     """Draw numbered segments (H, W) over a photo (H, W, 3), each outlined and in a color of its own, as a PIL image."""
     # steps of the golden ratio around the color circle: consecutive numbers get distant hues
     hues = (np.arange(int(label.max()) + 1) * 0.618034 % 1.0 * 255).astype(np.uint8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -14,6 +14,9 @@ from ..predictors.prompted.predictor import PromptedSteps
 from ..predictors.prompted.prompts import BOX_END, BOX_START, POSITIVE
 from ..predictors.resampling import bilinear_weights
 from .overlay import class_colors, overlay
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 PANEL = 360
 """Longer side of a panel, in pixels."""
@@ -34,7 +37,7 @@ def prompted_picture(
     first: int,
     background: int | None,
     cell: tuple[float, float],
-) -> Any:
+) -> Image.Image:
     """Compose a PIL image: one row per class with map and masks, the photo (H, W, 3) at the left, labels at the right.
 
     ``label`` (H, W) holds indices of ``targets``; ``classes`` are the names of the score map's channels, of which the
@@ -81,7 +84,7 @@ def _resized(values: NDArray[np.float32], extent: tuple[float, float], size: tup
     return np.asarray(rows @ values @ columns.T, np.float32)
 
 
-def _heat(photo: NDArray[np.uint8], cam: NDArray[np.float32], extent: tuple[float, float]) -> Any:
+def _heat(photo: NDArray[np.uint8], cam: NDArray[np.float32], extent: tuple[float, float]) -> Image.Image:
     values = _resized(cam, extent, (photo.shape[1], photo.shape[0]))
     colors = cv2.applyColorMap((np.clip(values, 0, 1) * 255).astype(np.uint8), cv2.COLORMAP_TURBO)[:, :, ::-1]
     return Image.fromarray((photo * 0.45 + colors * 0.55).round().astype(np.uint8))
@@ -89,7 +92,7 @@ def _heat(photo: NDArray[np.uint8], cam: NDArray[np.float32], extent: tuple[floa
 
 def _masked(
     photo: NDArray[np.uint8], score: NDArray[np.float32], extent: tuple[float, float], color: tuple[int, ...]
-) -> Any:
+) -> Image.Image:
     """Draw the photo in gray and the mask in color with an outline; a higher score gives more color."""
     values = _resized(score, extent, (photo.shape[1], photo.shape[0]))
     inside = (values > values.max() / 2) if values.max() > 0 else np.zeros(values.shape, bool)
@@ -115,7 +118,7 @@ def _draw_prompts(
             draw.ellipse((x - 5, y - 5, x + 5, y + 5), fill=(255, 255, 255), outline=(0, 0, 0), width=2)
 
 
-def _compose(photo: Any, label_picture: Any, rows: Sequence[Any], size: tuple[int, int]) -> Any:
+def _compose(photo: Any, label_picture: Any, rows: Sequence[Any], size: tuple[int, int]) -> Image.Image:
     """Arrange photo, rows of two panels each, and labels, with captions above the panels."""
     step = size[1] + _CAPTION + _GAP
     height = max(step * max(len(rows), 1), label_picture.height + _CAPTION + _GAP) + _GAP

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import SessionError
+from ...kernels.types import BackendArray
 from ..model.bundle import Bundle
 from ..model.engine_records import choose_engine, read_engine
 from ..model.storage import shown
@@ -31,6 +32,7 @@ from .nvidia import load_tensorrt_runtime, message_log, this_gpu
 
 if TYPE_CHECKING:
     import cupy
+    import tensorrt
 
 MAX_GRAPHS = 4
 """Most input shapes that are replayed as CUDA graphs; each graph has its own input and output buffers."""
@@ -205,7 +207,7 @@ class TensorRTSession:
             self._done.record(stream)
         return [outputs[self._outputs.index(name)][:num] for name in self._requested]
 
-    def _filled(self, array: Any, batch: int) -> Any:
+    def _filled(self, array: Any, batch: int) -> BackendArray:
         """Pad an array to ``batch`` rows with zeros."""
         if len(array) == batch:
             return array
@@ -294,7 +296,7 @@ class TensorRTSession:
         if not context.execute_async_v3(stream.ptr):
             raise self._failure("failed on its input")
 
-    def _new_context(self) -> Any:
+    def _new_context(self) -> tensorrt.IExecutionContext:
         context = self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
             raise self._failure("cannot create an execution context; free some device memory")

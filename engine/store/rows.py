@@ -10,7 +10,7 @@ import struct
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -242,9 +242,10 @@ def _names(kind: type) -> frozenset[str]:
     return frozenset(item.name for item in fields(kind))
 
 
-_FIELDS = {kind: _names(kind) for kind in (LabelRow, InputRow, ReviewRow)}
+RowT = TypeVar("RowT")
+_FIELDS: dict[type[Any], frozenset[str]] = {kind: _names(kind) for kind in (LabelRow, InputRow, ReviewRow)}
 
 
-def to_row(kind: Any, record: Mapping[str, Any]) -> Any:
+def to_row(kind: type[RowT], record: Mapping[str, Any]) -> RowT:
     """Make a row of the dataclass ``kind`` from a record that may hold further columns."""
     return kind(**{name: value for name, value in record.items() if name in _FIELDS[kind]})

@@ -80,7 +80,7 @@ class Table:
         table.path = path
         return table
 
-    def open(self, version: int | None = None) -> Any:
+    def open(self, version: int | None = None) -> lance.LanceDataset:
         """Open a version, or the newest; a writer needs a handle of its own, since Lance blocks its other users.
 
         Raises :class:`StoreError` if the version was dropped or its manifest is damaged.

@@ -18,7 +18,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lance
 
@@ -32,6 +32,9 @@ from .run_record import read_run
 from .schema import KEYS, SCHEMAS, covered_columns
 from .table import Table, store_errors
 from .waiting_count import warn_of_waiting_rows
+
+if TYPE_CHECKING:
+    import lance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +127,7 @@ class _Verifier:
             self._result.pins = {tag: int(entry["version"]) for tag, entry in tags.items()}
         return self._result
 
-    def _open(self, table: Table) -> Any:
+    def _open(self, table: Table) -> lance.LanceDataset | None:
         """Open the newest version; one that cannot be opened counts as damage, and a repair rebuilds it."""
         is_missing = not table.path.is_dir()
         try:

@@ -152,5 +152,5 @@ def _scale(variance: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.sqrt(np.maximum(variance, 1e-6))
 
 
-def _root_mean_square(values: NDArray[np.float64]) -> Any:
+def _root_mean_square(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.sqrt((values**2).mean(axis=-1))

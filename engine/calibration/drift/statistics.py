@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ....kernels.types import BackendArray
 from ...backends.base import Backend
 from ...inputs.rasters.bands import display_of
 from ...model.files import inflate
@@ -51,7 +52,7 @@ _DIGITS = 6
 _MAX_BYTES = 1 << 28
 
 
-def sample_picture(image: Any, backend: Backend) -> Any:
+def sample_picture(image: Any, backend: Backend) -> BackendArray:
     """Return sampled pixels (64, 192, 3) uint8 of ``image``, HWC uint8 RGB, on the host or the backend as that is.
 
     Of an image with bands these are the bands that pictures show.

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....errors import CalibrationError, ImageError
-from ....kernels.types import Activation
+from ....kernels.types import Activation, BackendArray
 from ...backends.base import Backend
 from ...inputs.identity import content_id
 from ...inputs.images import unless_without_data
@@ -228,7 +228,7 @@ def _observe(
     return observations
 
 
-def decode_labeled(predictor: Predictor, labeled: LabeledSource, item: Item, data: bytes) -> Any:
+def decode_labeled(predictor: Predictor, labeled: LabeledSource, item: Item, data: bytes) -> BackendArray | None:
     """Decode a labeled image; None if no pixel of it has data. Raises :class:`ImageError` with the image's name."""
     decode = partial(predictor.backend.decode, data, warn=labeled.summary.warner(item.uri))
     return unless_without_data(decode, item.uri)
@@ -250,7 +250,7 @@ def _sampled_id(path: str, size: int, _: int) -> str:
     return digest.hexdigest()
 
 
-def _queue_true_scores(score_map: ScoreMap, truth: Any, taxonomy: Taxonomy) -> Any:
+def _queue_true_scores(score_map: ScoreMap, truth: Any, taxonomy: Taxonomy) -> BackendArray:
     size = (truth.shape[0], truth.shape[1])
     return score_map.decode(taxonomy, size=size, truth=truth, outputs=("true_score",)).true_score
 

@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ....kernels.types import Activation, Rule
+from ....kernels.types import Activation, BackendArray, Rule
 from ...model.taxonomy import Taxonomy
 from ...predictors.base import ScoreMap
 from ...predictors.class_scores import class_scores
@@ -55,7 +55,7 @@ def draw_pixels(truth: NDArray[Any], ignore: int, number: int) -> Draw:
     return Draw(positions, flat[positions].astype(np.int64), np.concatenate(weights))
 
 
-def class_values(score_map: ScoreMap, size: tuple[int, int], draw: Draw) -> Any:
+def class_values(score_map: ScoreMap, size: tuple[int, int], draw: Draw) -> BackendArray:
     """Interpolate the values of all model classes, (S, C) float32, at the pixels drawn from a map decoded to ``size``.
 
     The result is on the backend of the map; call it inside its ``queue()``.

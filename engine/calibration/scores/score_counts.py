@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .... import kernels
+from ....kernels.types import BackendArray
 from ...model.files import inflate
 from ...model.taxonomy import Taxonomy
 from ...predictors.base import ScoreMap
@@ -201,7 +202,7 @@ class ScoreCounts:
         return cls(packed.ids, statistics, image, target, *tables, scenes=packed.scenes)
 
 
-def queue_counts(score_map: ScoreMap, truth: Any, scores: Any, taxonomy: Taxonomy) -> Any:
+def queue_counts(score_map: ScoreMap, truth: Any, scores: Any, taxonomy: Taxonomy) -> BackendArray:
     """Count the scores of one image on the backend of its map; call it inside the backend's ``queue()``.
 
     ``truth`` (H, W) holds target indices or the ignore index, ``scores`` (H, W) float32 the nonconformity score of each

@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from ....kernels.types import BackendArray
 from ...backends.base import Backend
 from ...backends.host import HOST
 
@@ -103,7 +104,7 @@ class ScoreSpill:
         """Return scores and classes of several images, one image after the other."""
         return (self.image(index) for index in indices)
 
-    def rows(self, start: int, stop: int, indices: Sequence[int]) -> Any:
+    def rows(self, start: int, stop: int, indices: Sequence[int]) -> BackendArray:
         """Return the scores (n, rows, width) of a band of the grid, on ``backend``."""
         assert self.grid is not None, "only a grid has rows"
         if self._kept:

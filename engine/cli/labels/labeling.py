@@ -177,7 +177,7 @@ def _run_leases(
     images: Any,
     observer: Any,
     on_drift: OnDrift = "warn",
-) -> Any:
+) -> Progress:
     """Run on several GPUs of this machine, as one process of an array, or on Ray."""
     from ...cluster.device_pool import DevicePool
     from ...cluster.ray_pool import RayPool

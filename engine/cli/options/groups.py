@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import MISSING, fields
 from functools import wraps
-from typing import Annotated, Any, ClassVar, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_type_hints
 
 from typer.models import OptionInfo
 
@@ -31,6 +31,9 @@ class OptionGroup:
     """Options of one panel of the help: a frozen dataclass whose fields are annotated as options."""
 
     panel: ClassVar[str]
+
+
+GroupT = TypeVar("GroupT", bound=OptionGroup)
 
 
 def with_options(
@@ -63,7 +66,7 @@ def with_options(
     return extended
 
 
-def _make(group: type[OptionGroup], values: dict[str, Any]) -> Any:
+def _make(group: type[GroupT], values: dict[str, Any]) -> GroupT:
     """Make a group from its options among the values of a command line, and remove them there."""
     return group(**{field.name: values.pop(field.name) for field in fields(group)})  # type: ignore[arg-type]
 
@@ -81,7 +84,7 @@ def _parameters(group: type[OptionGroup]) -> list[inspect.Parameter]:
     ]
 
 
-def _in_panel(annotation: Any, panel: str) -> Any:
+def _in_panel(annotation: Any, panel: str) -> object:
     kind, option = get_args(annotation)
     assert isinstance(option, OptionInfo), "a group holds options only"
     option = copy.copy(option)

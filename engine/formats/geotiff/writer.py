@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,9 @@ from ...model.publishing import published_file
 from ...reading.geotiff import SETTINGS, Window, has_tiff_ending, rasterio_for, split_window
 from ..base import FileSink, LabelClasses, LabeledImage, Writer
 from ..mask_folders import index_palette
+
+if TYPE_CHECKING:
+    from rasterio import DatasetReader
 
 _BLOCK = 512
 
@@ -155,7 +158,7 @@ def _cores(sides: Sequence[tuple[int, int]]) -> dict[int, tuple[int, int]]:
     return cores
 
 
-def _source(path: str) -> Any:
+def _source(path: str) -> DatasetReader:
     """Open the file that was labeled; raises :class:`UsageError` if it has no coordinates or no longer exists."""
     rasterio = rasterio_for("writing GeoTIFF files")
     try:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ....errors import SourceError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 IMAGE_NAMES = ("image", "images", "img", "photo", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes")
 """Names of a column of bytes that may hold images, in search order."""
@@ -51,7 +54,7 @@ def image_columns(schema: Any, table: str) -> Columns | None:
     return Columns(image, next((name for name in KEY_NAMES if name in kinds and _is_text(kinds[name])), None))
 
 
-def flat_column(table: Any, column: str) -> Any:
+def flat_column(table: Any, column: str) -> pa.Array:
     """Return a column of a table or record batch as one array; ``column`` may be a path into a struct."""
     import pyarrow as pa
     import pyarrow.compute as pc

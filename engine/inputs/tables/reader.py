@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import accumulate, repeat
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from ....errors import ImageError, SourceError
 from ...model.storage import lance_options, lance_url
@@ -22,6 +22,10 @@ from ...reading.access import Access, is_bucket
 from ...reading.parquet import open_parquet, texts_of
 from ...reading.retries import may_pass
 from .columns import Columns, flat_column, image_columns
+
+if TYPE_CHECKING:
+    import lance
+    import pyarrow as pa
 
 PIECES = 3
 """Number of pieces that stay in memory."""
@@ -43,14 +47,14 @@ def opener_of(location: str, options: Mapping[str, Any], access: Access) -> Open
     if location.endswith(".lance"):
         return partial(_open_lance, location, options, access)
 
-    def opener() -> Any:
+    def opener() -> BinaryIO:
         filesystem, path = remote.filesystem(location, options, access)
         return filesystem.open(path, "rb")
 
     return opener
 
 
-def _open_lance(url: str, options: Mapping[str, Any], access: Access) -> Any:
+def _open_lance(url: str, options: Mapping[str, Any], access: Access) -> lance.LanceDataset:
     import lance
 
     if not is_bucket(url):
@@ -65,7 +69,7 @@ class Table(Protocol):
     starts: list[int]
     """Number of the first row of each piece, followed by the number of all rows."""
 
-    def read(self, piece: int, column: str) -> Any:
+    def read(self, piece: int, column: str) -> pa.Array:
         """Read a column of a piece, an Arrow array."""
         ...
 
@@ -81,7 +85,7 @@ class _Parquet:
         sizes = (groups.row_group(index).num_rows for index in range(groups.num_row_groups))
         self.starts: list[int] = [0, *accumulate(sizes)]
 
-    def read(self, piece: int, column: str) -> Any:
+    def read(self, piece: int, column: str) -> pa.Array:
         return flat_column(self._file.read_row_group(piece, columns=[column]), column)
 
 
@@ -99,7 +103,7 @@ class _Arrow:
         self.columns: Columns = columns
         self.starts: list[int] = [0, *accumulate(len(batch) for batch in self._batches)]
 
-    def read(self, piece: int, column: str) -> Any:
+    def read(self, piece: int, column: str) -> pa.Array:
         return flat_column(self._batches[piece], column)
 
 
@@ -115,7 +119,7 @@ class _Lance:
         num_rows = self._dataset.count_rows()
         self.starts: list[int] = [*range(0, num_rows, LANCE_ROWS), num_rows]
 
-    def read(self, piece: int, column: str) -> Any:
+    def read(self, piece: int, column: str) -> pa.Array:
         rows = list(range(self.starts[piece], self.starts[piece + 1]))
         first = column.split(".")[0]
         return flat_column(self._dataset.take(rows, columns=[first]), column)

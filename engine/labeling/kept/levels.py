@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ....kernels.types import BackendArray
 from ...calibration.scores.score_counts import UPPER
 
 _FINEST = -9.0
@@ -35,7 +36,7 @@ EDGES: NDArray[np.float32] = _boundaries()
 """(E,) float32: largest score in each cell, without the boundaries of single classes."""
 
 
-def _middle(low: Any, high: Any) -> Any:
+def _middle(low: Any, high: Any) -> NDArray[np.float64]:
     """Return the scores halfway, in the logit, between the boundaries of cells."""
     low, high = np.clip(low, 1e-12, 1 - 1e-9), np.clip(high, 1e-12, 1 - 1e-9)
     logit = (np.log(low / (1 - low)) + np.log(high / (1 - high))) / 2
@@ -56,7 +57,7 @@ NO_DATA = len(EDGES) + 1
 """Code of pixels without data, above that of every score: no threshold accepts it, not even an infinite one."""
 
 
-def cells_of(scores: Any, xp: Any = np) -> Any:
+def cells_of(scores: Any, xp: Any = np) -> BackendArray:
     """Return the cell of each score, int64, in the array library ``xp``."""
     return xp.searchsorted(xp.asarray(EDGES), scores)
 
@@ -72,7 +73,7 @@ class ScoreLevels:
         self.split_cells: NDArray[np.uint16] = np.searchsorted(EDGES, self.splits).astype(np.uint16)
         """(Ke,): cell of each class's own boundary."""
 
-    def codes(self, scores: Any, classes: Any, xp: Any = np) -> Any:
+    def codes(self, scores: Any, classes: Any, xp: Any = np) -> BackendArray:
         """Return the uint16 codes of scores; ``classes`` are their scored classes, of the same shape."""
         above = scores > xp.asarray(self.splits)[classes]
         return (cells_of(scores, xp) + above).astype(np.uint16)

@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from ....errors import SessionError, UsageError
+from ....kernels.types import BackendArray
 from ...backends.base import Backend
 from ...backends.host import HOST
-from ...model.bundle import Bundle
+from ...model.bundle import Bundle, InputSpec
 from ...runtimes.base import Session
 from ..resampling import bilinear_weights
 
@@ -55,7 +56,7 @@ class Cams:
     backend: Backend = HOST
     """Device that holds the maps."""
 
-    def zero_or_nan(self) -> Any:
+    def zero_or_nan(self) -> BackendArray:
         """Return 0 if probabilities and maps are finite, else NaN: a float32 scalar on ``backend``."""
         xp = self.backend.xp
         finite = xp.isfinite(self.probabilities).all()
@@ -63,7 +64,7 @@ class Cams:
             finite &= xp.isfinite(maps).all()
         return xp.where(finite, np.float32(0), np.float32(np.nan))
 
-    def on_grid(self, size: tuple[int, int], extent: tuple[float, float], classes: Sequence[int]) -> Any:
+    def on_grid(self, size: tuple[int, int], extent: tuple[float, float], classes: Sequence[int]) -> BackendArray:
         """Resample the maps of some classes to a grid: (len(classes), rows, columns) float32 in [0, 1], on ``backend``.
 
         The map of a class without a positive value is 0. The grid has ``size`` = (rows, columns) unit cells, of which
@@ -121,7 +122,7 @@ class CamModel:
         self._specs = [self._spec(scale) for scale in scales]
         self._cam, self._logits = kinds.index("cam"), kinds.index("logits")
 
-    def _spec(self, scale: float) -> Any:
+    def _spec(self, scale: float) -> InputSpec:
         spec = self.bundle.input
         if scale == 1.0:
             return spec
@@ -185,7 +186,7 @@ class CamModel:
             )
         return (xp.moveaxis(cams, 3, 1) if axis == 3 else cams)[:num], logits[:num]
 
-    def _probabilities(self, logits: list[Any]) -> Any:
+    def _probabilities(self, logits: list[Any]) -> BackendArray:
         xp = self.backend.xp
         values = xp.stack(logits).astype(np.float64)
         if self.bundle.outputs[self._logits].activation == "softmax":

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from ....checks import check_number
 from ....errors import UsageError
+from ....kernels.types import BackendArray
 from ...backends.base import Backend
 from ...backends.host import HOST
 from .prompts import Prompts
@@ -79,7 +80,7 @@ def pick_masks(
     pick: Literal["score", "agreement"] | int,
     threshold: float,
     xp: Any = np,
-) -> Any:
+) -> BackendArray:
     """Pick one mask per prompt: (N, rows, columns) logits of (N, M, rows, columns), N > 0.
 
     ``scores`` (N, M) are the model's, ``maps`` (N, rows, columns) the activation map of each prompt's class; for
@@ -97,7 +98,7 @@ def pick_masks(
     return masks[xp.arange(len(masks)), best]
 
 
-def agreement(masks: Any, maps: Any, threshold: float, xp: Any = np) -> Any:
+def agreement(masks: Any, maps: Any, threshold: float, xp: Any = np) -> BackendArray:
     """Compute the IoU of masks (…, rows, columns) at positive logits with maps above ``threshold``."""
     inside, expected = masks > 0, maps > threshold
     both = (inside & expected).sum(axis=(-2, -1))
@@ -105,7 +106,7 @@ def agreement(masks: Any, maps: Any, threshold: float, xp: Any = np) -> Any:
     return (both / xp.maximum(either, 1)).astype(np.float32)
 
 
-def confidence(masks: Any, maps: Any, xp: Any = np) -> Any:
+def confidence(masks: Any, maps: Any, xp: Any = np) -> BackendArray:
     """Average a map inside each mask: (…) float32 of (…, rows, columns); 0 for an empty mask."""
     inside = masks > 0
     total = xp.where(inside, maps, np.float32(0)).sum(axis=(-2, -1), dtype=np.float64)
@@ -163,7 +164,7 @@ def _groups(prompts: Prompts, certainty: NDArray[np.float32], keep: float) -> di
 
 def score_map(
     masks: Sequence[ClassMask], size: tuple[int, int], num_classes: int, background: int, xp: Any = np
-) -> Any:
+) -> BackendArray:
     """Compute class scores (num_classes, rows, columns) float32 in [0, 1] of merged masks.
 
     The module's text defines the background's score. A :class:`ClassMask`'s ``target`` is its channel here. ``xp`` is

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from .... import kernels
 from ....checks import check_choice, check_count, check_number
+from ....kernels.types import BackendArray
 from ...backends.base import Backend
 from ...backends.host import HOST
 
@@ -237,7 +238,7 @@ def _image_prompts(
     return replace(prompts, target=present[prompts.target], points=prompts.points * xp.asarray(steps))
 
 
-def _centers(peaks: Any) -> Any:
+def _centers(peaks: Any) -> BackendArray:
     """Convert (row, column) to (x, y) of the cells' centers, float32."""
     return peaks[..., ::-1].astype(np.float32) + np.float32(0.5)
 
@@ -309,7 +310,7 @@ def _part(target: NDArray[Any], group: int, points: Any, labels: NDArray[Any]) -
     return [np.zeros(num, np.int64), target, np.full(num, group, np.int64), points, labels, None]
 
 
-def mask_logits(inside: Any, grid: tuple[int, ...], xp: Any = np) -> Any:
+def mask_logits(inside: Any, grid: tuple[int, ...], xp: Any = np) -> BackendArray:
     """Make mask prompts (N, rows, columns) float32 of masks (N, h, w), bool, that cover the first cells of ``grid``."""
     logits = xp.full((len(inside), *grid), np.float32(-MASK_LOGIT), np.float32)
     logits[:, : inside.shape[1], : inside.shape[2]] = xp.where(inside, np.float32(MASK_LOGIT), np.float32(-MASK_LOGIT))

@@ -49,7 +49,7 @@ def _text(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _parse(value: str, kind: str) -> Any:
+def _parse(value: str, kind: str) -> bool | int | float | str | tuple[float, ...]:
     if kind == "bool":
         if value.lower() not in ("true", "false"):
             raise ValueError(value)

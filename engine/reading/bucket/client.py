@@ -7,10 +7,14 @@ import re
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ....errors import MaskmillError, MissingPackageError, UsageError
 from ..access import EXTRAS, Access
+
+if TYPE_CHECKING:
+    from obstore.auth.boto3 import Boto3CredentialProvider
+    from obstore.store import ObjectStore
 
 _SCHEMES = {"gcs": "gs"}  # schemes with another name in the client
 _EXAMPLES = {
@@ -80,7 +84,7 @@ def allows_http(options: Mapping[str, Any]) -> bool:
     return any(str(address).startswith("http://") for address in addresses)
 
 
-def open_client(scheme: str, bucket: str, options: Mapping[str, str], access: Access) -> Any:
+def open_client(scheme: str, bucket: str, options: Mapping[str, str], access: Access) -> ObjectStore:
     """Return the client of a bucket; raises :class:`UsageError` and :class:`MissingPackageError`."""
     extra = EXTRAS[scheme]
     url = f"{scheme}://{bucket}"
@@ -133,7 +137,7 @@ def check_keys(keys: Iterable[str]) -> None:
         key_of[name] = key
 
 
-def _profile(config: Mapping[str, str]) -> Any:
+def _profile(config: Mapping[str, str]) -> Boto3CredentialProvider | None:
     """Return the credentials of AWS's configuration files, None if there are none or others are given."""
     setting_names = {*config, *(name.lower() for name in os.environ)}
     folder = Path.home() / ".aws"

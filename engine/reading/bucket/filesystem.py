@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import fsspec
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
@@ -23,6 +23,11 @@ from ..outages import wait_out
 from ..retries import in_thread, is_interrupted, may_pass, pause_before, wait_for_interrupt
 from .client import REFUSED_NAME, MissingBucketError, RefusedNameError, open_client, translated
 from .s3_names import list_folder
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from obstore.store import ObjectStore
 
 Result = TypeVar("Result")
 
@@ -68,7 +73,7 @@ class BucketFileSystem(AbstractFileSystem):
         self._clients: dict[str, Any] = {}
         self._refused: dict[str, list[str]] = {}  # refused names of the folders that were listed
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[object, ...]:
         return _filesystem, (self.protocol, tuple(sorted(self._options.items())), self.access)
 
     @classmethod
@@ -82,7 +87,7 @@ class BucketFileSystem(AbstractFileSystem):
         """Return the URL of a path."""
         return name if "://" in name else f"{self.protocol}://{name}"
 
-    def client(self, bucket: str) -> Any:
+    def client(self, bucket: str) -> ObjectStore:
         """Return the client of a bucket; raises :class:`UsageError` and :class:`MissingPackageError`."""
         if _PROCESS and [os.getpid()] != _PROCESS:
             raise UsageError("access to buckets does not survive fork: start workers with spawn or forkserver")
@@ -186,7 +191,7 @@ class BucketFileSystem(AbstractFileSystem):
 
     def find(
         self, path: str, maxdepth: int | None = None, withdirs: bool = False, detail: bool = False, **_: Any
-    ) -> Any:
+    ) -> list[str] | dict[str, dict[str, Any]]:
         """Return all objects below a folder, sorted."""
         if maxdepth is not None or withdirs:
             return super().find(path, maxdepth=maxdepth, withdirs=withdirs, detail=detail)
@@ -230,11 +235,11 @@ class BucketFileSystem(AbstractFileSystem):
                 file.write(self.cat_file(rpath, position, min(size, position + (1 << 25))))
                 position = file.tell()
 
-    def modified(self, path: str) -> Any:
+    def modified(self, path: str) -> datetime:
         """Return the time of an object's last change."""
         return self.info(path)["LastModified"]
 
-    def _open(self, path: str, mode: str = "rb", block_size: Any = None, **options: Any) -> Any:
+    def _open(self, path: str, mode: str = "rb", block_size: Any = None, **options: Any) -> _File | _Upload:
         if mode == "wb":
             return _Upload(self, path)
         options.pop("autocommit", None)

@@ -8,9 +8,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..access import Access
+
+if TYPE_CHECKING:
+    from botocore.client import BaseClient
 
 _REFUSED = re.compile(r"|\.{1,2}|.*[\x00-\x1f\x7f].*", re.DOTALL)  # parts of keys
 
@@ -46,7 +49,7 @@ def list_folder(
     return objects, folders, refused
 
 
-def _client(options: Mapping[str, str], access: Access) -> Any:
+def _client(options: Mapping[str, str], access: Access) -> BaseClient:
     """Return a client of boto3 with the storage options of object_store; others come from the environment."""
     import boto3
     from botocore import UNSIGNED

@@ -11,8 +11,12 @@ from __future__ import annotations
 import ipaddress
 import secrets
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from starlette.responses import Response
+    from starlette.types import ASGIApp
 
 COOKIE = "maskmill-token"
 _HEADERS = [
@@ -34,7 +38,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def guard(app: Any, *, token: str | None) -> Any:
+def guard(app: Any, *, token: str | None) -> ASGIApp:
     """Wrap an ASGI application: refuse requests without the token, or, without one, for a host that is no loopback."""
     from starlette.requests import Request
 
@@ -52,7 +56,7 @@ def guard(app: Any, *, token: str | None) -> Any:
     return guarded
 
 
-def _refusal(request: Any, token: str | None) -> Any:
+def _refusal(request: Any, token: str | None) -> Response | None:
     """Return the answer to a request that is refused; None for accepted requests."""
     from starlette.responses import PlainTextResponse, RedirectResponse
 

@@ -24,12 +24,13 @@ from .live_store import LiveStore
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
+    from starlette.types import ASGIApp
 
 LARGEST_BODY = 64 << 20
 """Largest correction, in bytes."""
 
 
-def make_app(live: LiveStore, *, reviewer: str | None = None, token: str | None = None) -> Any:
+def make_app(live: LiveStore, *, reviewer: str | None = None, token: str | None = None) -> ASGIApp:
     """Make the ASGI application; ``reviewer`` names the person whose corrections it saves, None: it is read-only.
 
     With a ``token`` every request needs it; without one, requests must name a loopback address. Raises

@@ -176,7 +176,7 @@ class _Joined:
         return self._rows
 
 
-def _keys(name: str, rows: pa.Table | pa.RecordBatch) -> Any:
+def _keys(name: str, rows: pa.Table | pa.RecordBatch) -> pa.Array | pa.ChunkedArray:
     """Return the keys of rows as strings."""
     columns = [rows[column].cast(pa.string()) for column in KEYS[name]]
     return columns[0] if len(columns) == 1 else pc.binary_join_element_wise(*columns, "\n")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 WORTHWHILE_BYTES = 8 << 20
 """Size of freed rows from which returning their memory is worthwhile: it takes up to some milliseconds."""
@@ -22,7 +22,7 @@ def release_memory(num_bytes: int) -> None:
 
 
 @cache
-def _trim() -> Any:
+def _trim() -> Callable[[int], int] | None:
     try:
         return getattr(ctypes.CDLL(None), "malloc_trim", None)
     except (OSError, TypeError):  # a platform without such a C library
