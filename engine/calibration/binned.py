@@ -160,7 +160,7 @@ def _fit(
         reached = cumulative >= rank[:, None] - 1e-6
     else:
         shares = np.cumsum(_per_image(table), axis=1)
-        missed = weights @ (present[:, None] - shares)
+        missed_weights = weights @ (present[:, None] - shares)
         budget = num * (alpha * (full + 1) - 1) / max(full, 1.0) if match else alpha * (num + 1) - 1
-        reached = missed <= np.maximum(budget, 0)[:, None] + _SLACK
+        reached = missed_weights <= np.maximum(budget, 0)[:, None] + _SLACK
     return np.where(reached.any(axis=1), reached.argmax(axis=1), NUM_BINS - 1)

@@ -195,15 +195,15 @@ def calibrate(
 
 def _control_options(control: Control, group: Group | None, rule: RuleChoice | None) -> tuple[Group, Unit, RuleChoice]:
     """Return the group, unit and rule that a control per image requires; raises :class:`UsageError` for other ones."""
-    only: Group = "pooled" if control == "false-label-rate" else "class"
+    required_group: Group = "pooled" if control == "false-label-rate" else "class"
     if rule not in (None, "argmax"):
         raise UsageError(
             f"--control {control} works with the rule argmax only (with {rule} a looser threshold can remove labels); "
             "leave --rule out"
         )
-    if group not in (None, only):
-        raise UsageError(f"--control {control} works with the group {only} only; leave --group out")
-    return only, "image", "argmax"
+    if group not in (None, required_group):
+        raise UsageError(f"--control {control} works with the group {required_group} only; leave --group out")
+    return required_group, "image", "argmax"
 
 
 def fit_calibration(
@@ -232,8 +232,8 @@ def fit_calibration(
     min_images = fewest_images(level) if min_images is None else min_images
     scores = BinnedScores(observations.counts, taxonomy.num_targets)
     total = scores.counts.num_images
-    everything = list(range(total))
-    num_pixels, num_images = count_classes(observations.spill, everything, taxonomy.num_targets)
+    all_images = list(range(total))
+    num_pixels, num_images = count_classes(observations.spill, all_images, taxonomy.num_targets)
     if not num_pixels.any():
         raise CalibrationError("no pixel of the label maps has a target class; check [labels] in the taxonomy")
     sharing = share_thresholds(
@@ -250,7 +250,7 @@ def fit_calibration(
     with _with_scenes(observations.counts):
         final = fit_thresholds(
             observations.spill,
-            everything,
+            all_images,
             sharing,
             num_scored=taxonomy.num_scored,
             alpha=level,
@@ -285,7 +285,7 @@ def fit_calibration(
             )
         return hold_out(scores, observations.samples, fit_bins, final, rule=rule)
 
-    raw = observations.samples.tally(everything, None, "argmax")
+    raw = observations.samples.tally(all_images, None, "argmax")
     if rule == "auto":
         rules: tuple[Rule, ...] = get_args(Rule)
         rule, held_out = _best_rule({name: measure(name) for name in rules}, argmax_rows(raw)[0])

@@ -176,9 +176,9 @@ class Calibration:
         )
         too_small = scores.too_small(sharing, weights, alpha=level, unit=unit)
         if too_small.any():
-            sizes, what = (num_images, "images") if unit == "image" else (scores.pixels.sum(axis=0), "pixels")
+            sizes, unit_name = (num_images, "images") if unit == "image" else (scores.pixels.sum(axis=0), "pixels")
             values = np.where(too_small, np.float32(np.inf), np.float32(0))
-            raise too_few(values, sizes, int(effective_size(weights)), level, what, self.targets)
+            raise too_few(values, sizes, int(effective_size(weights)), level, unit_name, self.targets)
         bins = scores.thresholds(sharing, weights[None], alpha=level, unit=unit)[0]
         pooled_sharing = share_thresholds(
             "pooled", num_images, min_images=1, background=self.background, unseen="pooled"

@@ -68,9 +68,9 @@ def hold_out(
     num, total = scores.num_targets, scores.pixels
     fold_of = blocks(scores.counts.ids, MOST_BLOCKS)
     bins = fit(held_out_weights(fold_of))
-    everything = np.ones((1, len(total)))
-    optimism = scores.coverage(fit(everything), everything)[0]
-    exact = scores.coverage(bins_of(thresholds.values[:num])[None], everything)[0]
+    all_images = np.ones((1, len(total)))
+    optimism = scores.coverage(fit(all_images), all_images)[0]
+    exact = scores.coverage(bins_of(thresholds.values[:num])[None], all_images)[0]
     covered = scores.held_out(bins, fold_of).astype(np.float64)
     # the bins lie above the exact thresholds: take their excess away, in the same share from every image
     sums = covered.sum(axis=0)
@@ -110,7 +110,7 @@ def hold_out_positions(
         fitting_images: Sequence[int] = np.flatnonzero(fold_of != fold).tolist()
         # a fold has fewer images than the final calibration: use the largest score rather than an infinite threshold
         small: SmallSample = "inf" if on_small_n == "inf" else "max"
-        fitted = fit_thresholds(
+        fold_thresholds = fit_thresholds(
             spill,
             fitting_images,
             sharing,
@@ -120,13 +120,13 @@ def hold_out_positions(
             on_small_n=small,
             clusters=clusters,
         )
-        limits = fitted.values.ravel()
+        limits = fold_thresholds.values.ravel()
         for index in images:
             scores, classes = spill.backend.download(*spill.image(int(index)))
             valid = classes != NO_CLASS
             total[index] = np.bincount(classes[valid], minlength=num)
             covered[index] = np.bincount(classes[valid & (scores <= limits)], minlength=num)
-        parts.append((images, samples.tally(images, fitted.values, rule)))
+        parts.append((images, samples.tally(images, fold_thresholds.values, rule)))
     columns = (np.column_stack([table, table.sum(axis=1)]) for table in (covered, total))
     variance = 2 * ratio_variance(*columns)  # variation of the images that decide the thresholds, and of new images
     return HeldOut(covered=covered, total=total, variance=variance, tally=Tally.gather(parts, len(ids), num))

@@ -142,7 +142,7 @@ def calibrate_objects(
     names = tuple(store.classes["targets"])
     images = matched_objects(store, labels, names, iou)
     thresholds: dict[str, float | None] = {}
-    measured: dict[str, dict[str, float]] = {}
+    figures: dict[str, dict[str, float]] = {}
     for target, name in enumerate(names):
         groups = [
             [(value_of(m.instance, by), m.iou >= iou) for m in image if m.instance.target == target] for image in images
@@ -152,7 +152,7 @@ def calibrate_objects(
             thresholds[name] = limit = lowest_value(groups, level)
             pairs = [pair for group in groups for pair in group]
             outcomes = [right for value, right in pairs if limit is not None and value >= limit]
-            measured[name] = {
+            figures[name] = {
                 "images": len(groups),
                 "objects": len(pairs),
                 "right": sum(right for _, right in pairs),
@@ -162,7 +162,7 @@ def calibrate_objects(
             }
         elif target != store.classes["background"]:
             thresholds[name] = None
-    return ObjectThresholds(alpha=alpha, iou=iou, by=by, classes=names, thresholds=thresholds, measured=measured)
+    return ObjectThresholds(alpha=alpha, iou=iou, by=by, classes=names, thresholds=thresholds, measured=figures)
 
 
 def matched_objects(

@@ -109,9 +109,9 @@ def control_misses(
     """
     rows = np.flatnonzero((counts.target == target) & (counts.true.sum(axis=1) > 0))
     true = counts.true[rows].sum(axis=1)
-    missed = 1 - np.cumsum(counts.hits[rows], axis=1) / np.maximum(true, 1)[:, None]
+    missed_shares = 1 - np.cumsum(counts.hits[rows], axis=1) / np.maximum(true, 1)[:, None]
     row_weights = weights[:, counts.image[rows]]
-    rates = (row_weights @ missed + 1) / (row_weights.sum(axis=1) + 1)[:, None]
+    rates = (row_weights @ missed_shares + 1) / (row_weights.sum(axis=1) + 1)[:, None]
     guaranteed = np.maximum(rates.min(axis=1), alpha)
     return (rates <= guaranteed[:, None] + _SLACK).argmax(axis=1), guaranteed
 

@@ -187,8 +187,8 @@ class _Fitter:
             size = min(_GROUPS_AT_ONCE, num_groups - start)
             block = np.where(lookup == NO_CLASS, NO_CLASS, lookup - np.uint16(start)).astype(np.uint16)
             with self._backend.queue():
-                fitted = self._pixels(block, size) if self._unit == "pixel" else self._images(block, size)
-            own[start : start + size], pooled = fitted[:-1], float(fitted[-1])
+                block_thresholds = self._pixels(block, size) if self._unit == "pixel" else self._images(block, size)
+            own[start : start + size], pooled = block_thresholds[:-1], float(block_thresholds[-1])
         return own, pooled
 
     def _images_of(self, lookup: NDArray[np.uint16]) -> Iterator[tuple[Any, Any, Any]]:
@@ -250,9 +250,9 @@ class _Fitter:
         one_hot = np.zeros(low.shape, np.uint64)
         rows = np.flatnonzero((prefix >= 0) & (bucket >= 0))
         one_hot[rows, bucket[rows]] = 1
-        usable = np.full_like(prefix, -1)
-        usable[rows] = prefix[rows]
-        return np.asarray(kernels.kth_score(one_hot, usable, np.ones(size + 1, np.int64)), np.float32)
+        usable_prefix = np.full_like(prefix, -1)
+        usable_prefix[rows] = prefix[rows]
+        return np.asarray(kernels.kth_score(one_hot, usable_prefix, np.ones(size + 1, np.int64)), np.float32)
 
 
 def _order_statistics(
@@ -310,12 +310,12 @@ def _position_thresholds(
         with backend.queue():
             band = spill.rows(start, min(start + rows, height), indices)
             numbers = backend.xp.where(band == band, band, np.float32(-np.inf))  # NaN differs from itself
-            fitted, largest = backend.download(
+            band_thresholds, largest = backend.download(
                 kernels.position_quantiles(band, alpha, fallback=fallback), numbers.max(axis=0)
             )
         if on_small_n == "max":
-            fitted = np.where(np.isposinf(fitted) & np.isfinite(largest), largest, fitted)
-        values[start : start + rows] = fitted
+            band_thresholds = np.where(np.isposinf(band_thresholds) & np.isfinite(largest), largest, band_thresholds)
+        values[start : start + rows] = band_thresholds
     if on_small_n == "refuse" and not np.isposinf(values).all():
         values[np.isposinf(values)] = fallback
     return values
@@ -362,6 +362,6 @@ def _clustered_thresholds(
             yield scores[valid], groups[valid]
 
     with backend.queue():
-        fitted = _order_statistics(images, num, alpha, finite=on_small_n == "max", backend=backend)[:-1]
-    values = np.append(fitted, np.float32(fallback))
+        cluster_thresholds = _order_statistics(images, num, alpha, finite=on_small_n == "max", backend=backend)[:-1]
+    values = np.append(cluster_thresholds, np.float32(fallback))
     return values[np.minimum(cluster_of, num)].astype(np.float32)

@@ -138,10 +138,10 @@ class Committer:
         self.num_rows += len(inputs)
 
 
-def _batches(finished: Sequence[Finished]) -> list[list[Finished]]:
+def _batches(outcomes: Sequence[Finished]) -> list[list[Finished]]:
     batches: list[list[Finished]] = [[]]
     num_rows = num_bytes = 0
-    for outcome in finished:
+    for outcome in outcomes:
         if batches[-1] and (
             num_rows + outcome.num_rows > 2 * COMMIT_ROWS or num_bytes + outcome.num_bytes > 2 * COMMIT_BYTES
         ):

@@ -185,9 +185,9 @@ class Driver:
         # in this order: a worker writes its record, then claims, then hands back, then deletes its record
         self._claims = self._leases.claims(self._claims)
         self._watch_workers()
-        finished = self._leases.finished()
-        self._log.note(self._claims, finished, self.warnings)
-        handed_back = {done.lease for done in finished}
+        outcomes = self._leases.finished()
+        self._log.note(self._claims, outcomes, self.warnings)
+        handed_back = {done.lease for done in outcomes}
         for lease, worker in list(self._claims.items()):
             if lease not in handed_back and worker not in self._workers:
                 self._lost_lease(lease, worker)
@@ -200,11 +200,11 @@ class Driver:
         unfinished = [name for name in open_names if name not in handed_back]
         self.num_open = len(unfinished)
         in_progress = {lease: number for record in self._workers.values() for lease, number in record["leases"].items()}
-        self._num_waiting = sum(done.num_rows for done in finished if done.lease not in self._committed) + sum(
+        self._num_waiting = sum(done.num_rows for done in outcomes if done.lease not in self._committed) + sum(
             number for lease, number in in_progress.items() if lease in unfinished
         )
         flush = flush or not (planning or unfinished) or self._look_for_drift()
-        if committer.step(finished, flush=flush):
+        if committer.step(outcomes, flush=flush):
             self._num_waiting = 0
         planner.make_room(16 + 3 * len(self._workers) - len(unfinished))
         is_over = not planning and not self._leases.open_names() and not self._leases.finished()
@@ -257,10 +257,10 @@ class Driver:
         self._committer = Committer(store, self._leases, self._complete, self._log.run)
         claims = self._leases.claims()
         self._watch_workers()
-        finished = self._leases.finished()
-        self._committer.step(finished, flush=True)
-        busy = {lease for lease, worker in claims.items() if worker in self._workers}
-        self._take_back(keep=busy - {done.lease for done in finished})
+        outcomes = self._leases.finished()
+        self._committer.step(outcomes, flush=True)
+        busy_leases = {lease for lease, worker in claims.items() if worker in self._workers}
+        self._take_back(keep=busy_leases - {done.lease for done in outcomes})
         self._committer.progress = Progress(stored=store.num_inputs)  # without the counts of earlier runs
         self._state = "labeling"
         if self._on_drift == "stop":

@@ -97,8 +97,8 @@ class Leases:
 
     def claim(self, worker: str) -> tuple[str, list[Item]] | None:
         """Claim the first unclaimed lease; returns its name and inputs, None if there is none."""
-        claimed = self._folder.names(f"{LEASES}/claims")
-        free = [name for name in self.open_names() if name not in claimed][:_CHOICES]
+        claimed_names = self._folder.names(f"{LEASES}/claims")
+        free = [name for name in self.open_names() if name not in claimed_names][:_CHOICES]
         random.shuffle(free)
         for lease in free:
             if self.take(lease, worker):

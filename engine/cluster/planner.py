@@ -152,13 +152,15 @@ class Planner:
 
     def _unfinished(self) -> Iterator[Item]:
         condition = self._job.conditions()
-        leased = b""
+        leased_digests = b""
         for lease in self._leases.open_names():
             items = self._leases.items(lease) or []
             if lease not in self._sizes:
                 self._sizes[lease] = len(items)
                 self.planned += len(items)
-            leased += b"".join(fingerprint(item.uri, item.size, item.stamp, condition(item.uri)) for item in items)
+            leased_digests += b"".join(
+                fingerprint(item.uri, item.size, item.stamp, condition(item.uri)) for item in items
+            )
         rejects = {} if self._retry_rejects else {row.uri: row.error or "" for row in self._store.rejects()}
         earlier: Counter[str] = Counter()
         watch = self._watch
@@ -173,10 +175,12 @@ class Planner:
                     earlier[rejects[item.uri]] += 1
                 yield item
 
-        plan = self._store.plan(watched(), retry_rejects=self._retry_rejects, condition=condition, leased=leased)
+        plan = self._store.plan(
+            watched(), retry_rejects=self._retry_rejects, condition=condition, leased=leased_digests
+        )
         unfinished = [] if watch is None else list(plan)
-        ordered = islice(plan, self._limit) if watch is None else watch.order(unfinished, self._limit, own=False)
-        for item in ordered:
+        ordered_items = islice(plan, self._limit) if watch is None else watch.order(unfinished, self._limit, own=False)
+        for item in ordered_items:
             if item.uri in rejects:  # a file that changed is processed again
                 earlier[rejects[item.uri]] -= 1
             yield item

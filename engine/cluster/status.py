@@ -116,10 +116,10 @@ class Status:
         """Return the status in words, one line per fact."""
         lines = [f"{self.store}: {self.images:,} images of {self.inputs:,} inputs stored, {self.rejects:,} rejected"]
         if self.run:
-            more = "" if self.is_planned or self.run in ENDED else " or more"
+            plus = "" if self.is_planned or self.run in ENDED else " or more"
             suffix = f", {max(self.done - self.waiting, 0):,} of them committed" if self.waiting else ""
             lines.append(
-                f"run: {self.run}, {self.done:,} of {self.planned:,}{more} inputs done in {self.seconds:,.0f} s{suffix}"
+                f"run: {self.run}, {self.done:,} of {self.planned:,}{plus} inputs done in {self.seconds:,.0f} s{suffix}"
             )
         if self.run in ("interrupted", "dead") and self.is_planned and self.planned > self.done:
             lines.append(
@@ -146,9 +146,9 @@ def read_status(store: str | os.PathLike[str], options: Mapping[str, Any] | None
     """Read the state of a store and of the runs that label into it; raises :class:`StoreError`."""
     leases = Leases(store, options)
     driver = leases.driver()
-    finished = leases.finished()
+    outcomes = leases.finished()
     workers = leases.workers()
-    waiting = num_waiting_rows(store, options) + sum(done.num_rows for done in finished)
+    waiting = num_waiting_rows(store, options) + sum(done.num_rows for done in outcomes)
     # read last: rows committed meanwhile are then counted twice rather than not at all
     opened_store = LabelStore.open(store, storage_options=options, warn=False)
     summary = opened_store.counts()
@@ -169,9 +169,9 @@ def read_status(store: str | os.PathLike[str], options: Mapping[str, Any] | None
     if state == "labeling":  # stored and waiting rows are newer than the run's last record
         num_done = max(num_done, min(summary["inputs"] - progress.stored + waiting, progress.planned))
     if state == "dead":  # its last record may be older than its last rows, and counts inputs that were lost with it
-        stored = max(summary["inputs"] - progress.stored, 0)
-        num_done = min(stored + waiting, progress.planned)
-        if is_planned and 0 < progress.planned <= stored:  # another run committed the rest, or only the end is lost
+        num_stored = max(summary["inputs"] - progress.stored, 0)
+        num_done = min(num_stored + waiting, progress.planned)
+        if is_planned and 0 < progress.planned <= num_stored:  # another run committed the rest, or only the end is lost
             state = "finished"
         elif driver is None and all(record["state"] == "interrupted" for record in records):
             state = "interrupted"

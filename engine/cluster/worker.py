@@ -168,14 +168,14 @@ class Worker:
     def _claimed(self, is_over: Callable[[], bool]) -> Iterator[tuple[str, list[Item]]]:
         while not (self.stop.is_set() or is_over()):
             self._check_storage()
-            claimed = self._leases.claim(self.token)
-            self._claim = None if claimed is None else claimed[0]
-            if claimed is not None and claimed[0].endswith(ALONE):
+            claim = self._leases.claim(self.token)
+            self._claim = None if claim is None else claim[0]
+            if claim is not None and claim[0].endswith(ALONE):
                 self._wait_for_writers()
-                yield claimed
+                yield claim
                 self._wait_for_writers()
-            elif claimed is not None:
-                yield claimed
+            elif claim is not None:
+                yield claim
             else:
                 self.stop.wait(POLL_SECONDS)
 

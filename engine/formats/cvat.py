@@ -169,11 +169,11 @@ class CvatWriter(Writer):
         """Return the image's element without its number."""
         (image,) = images
         self.place_image(sink, image, f"images/{image.name}")
-        label, skipped = self.labels(image), undrawn(self)
+        label, skipped_values = self.labels(image), undrawn(self)
         height, width = label.shape
         lines = [f'name={quoteattr(image.name)} width="{width}" height="{height}">']
         for mask in encode_classes(label):
-            if mask.value in skipped:
+            if mask.value in skipped_values:
                 continue
             left, top, columns, rows = mask.box
             counts = row_counts(label[top : top + rows, left : left + columns] == mask.value)

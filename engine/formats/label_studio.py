@@ -168,7 +168,7 @@ class LabelStudioWriter(Writer):
         """Return the image's task."""
         (image,) = images
         self.place_image(sink, image, f"images/{image.name}")
-        label, skipped = self.labels(image), undrawn(self)
+        label, skipped_values = self.labels(image), undrawn(self)
         height, width = label.shape
         regions = [
             {
@@ -186,7 +186,7 @@ class LabelStudioWriter(Writer):
                 },
             }
             for mask in encode_classes(label)
-            if mask.value not in skipped
+            if mask.value not in skipped_values
         ]
         task = {
             "data": {

@@ -128,7 +128,7 @@ class LabelmeWriter(Writer):
         """Write the image's file."""
         (image,) = images
         self.place_image(sink, image, image.name)
-        skipped = undrawn(self)
+        skipped_values = undrawn(self)
         height, width = image.label.shape
         shapes = [
             {
@@ -141,7 +141,7 @@ class LabelmeWriter(Writer):
                 "mask": None,
             }
             for outline in outlines(self.labels(image))
-            if outline.value not in skipped
+            if outline.value not in skipped_values
         ]
         document = {
             "version": VERSION,

@@ -109,8 +109,8 @@ def read_names(text: str, where: str) -> dict[int, str]:
     names = {}
     for index, entry in enumerate(entries):
         pair = re.match(r"\s*(\d+)\s*:\s+(.*)", entry, re.DOTALL)
-        mapped = pair is not None and (inline is None or inline[1] == "{")
-        key, value = (int(pair[1]), pair[2]) if pair is not None and mapped else (index, entry)
+        is_mapping = pair is not None and (inline is None or inline[1] == "{")
+        key, value = (int(pair[1]), pair[2]) if pair is not None and is_mapping else (index, entry)
         names[key] = _unquoted(value.strip())
     if not names:
         raise UsageError(f"{where} has no `names`; expected a list of class names or `0: name` per line")
@@ -140,10 +140,10 @@ class YoloWriter(Writer):
         suffix = image.name.rsplit(".", 1)[-1]
         self.place_image(sink, image, f"images/{image.stem}.{suffix}")
         height, width = image.label.shape
-        skipped = undrawn(self)
+        skipped_values = undrawn(self)
         lines = []
         for outline in outlines(self.labels(image)):
-            if outline.value not in skipped:
+            if outline.value not in skipped_values:
                 shares = (outline.points / (width, height)).reshape(-1).tolist()
                 lines.append(f"{outline.value} " + " ".join(f"{share:.8g}" for share in shares) + "\n")
         sink.save(f"labels/{image.stem}.txt", "".join(lines).encode())

@@ -109,8 +109,8 @@ def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     with quiet_pillow():
         image = open_image(data, max_pixels)
         width, height = image.size
-        turned = orientation(image) >= 5 and image.format != "TIFF"
-        return (width, height) if turned else (height, width)
+        is_turned = orientation(image) >= 5 and image.format != "TIFF"
+        return (width, height) if is_turned else (height, width)
 
 
 def preprocess(
@@ -137,19 +137,19 @@ def preprocess(
     elif out.shape != shape or out.dtype != np.float32:
         raise UsageError(f"out must be float32{shape}, got {out.dtype}{out.shape}")
     height, width = resized_size(image.shape[0], image.shape[1], spec)
-    resized = _resize(image, height, width, spec)
+    resized_image = _resize(image, height, width, spec)
     table, padding = _lookup(spec)
     if (height, width) != (spec.height, spec.width):
         rows, columns = (out[height:], out[:height, width:]) if nhwc else (out[:, height:], out[:, :height, width:])
         rows[...] = columns[...] = padding if nhwc else padding[:, None, None]
     # a table of 256 values per channel: exact, and faster than arithmetic on widened pixels
     if nhwc:
-        channels = resized if spec.channels == "RGB" else cv2.cvtColor(resized, cv2.COLOR_RGB2BGR)
+        channels = resized_image if spec.channels == "RGB" else cv2.cvtColor(resized_image, cv2.COLOR_RGB2BGR)
         cv2.LUT(channels, table.T[None], dst=out[:height, :width])
     else:
         for channel in range(3):
             source = channel if spec.channels == "RGB" else 2 - channel
-            plane = cv2.extractChannel(resized, source)
+            plane = cv2.extractChannel(resized_image, source)
             cv2.LUT(plane, table[channel][None], dst=out[channel, :height, :width])
     return out, (height / spec.height, width / spec.width)
 
@@ -172,8 +172,8 @@ def _resize(image: NDArray[np.uint8], height: int, width: int, spec: InputSpec) 
     if image.shape[:2] == (height, width):
         return np.ascontiguousarray(image)
     if spec.antialias or spec.resize_filter == "nearest":
-        resized = Image.fromarray(image).resize((width, height), _PIL_FILTERS[spec.resize_filter])
-        return np.asarray(resized)
+        resized_image = Image.fromarray(image).resize((width, height), _PIL_FILTERS[spec.resize_filter])
+        return np.asarray(resized_image)
     return np.asarray(
         cv2.resize(image, (width, height), interpolation=_CV2_FILTERS[spec.resize_filter]), dtype=np.uint8
     )
@@ -196,21 +196,21 @@ def _preprocess_bands(
     height, width = resized_size(image.shape[0], image.shape[1], spec)
     planes = out if spec.layout == "NCHW" else np.moveaxis(out, 2, 0)
     padding = np.broadcast_to(np.asarray(spec.pad_value, np.float64), number)
-    values, masked = np.ma.getdata(image), np.ma.getmaskarray(image) if np.ma.is_masked(image) else None
+    values, mask = np.ma.getdata(image), np.ma.getmaskarray(image) if np.ma.is_masked(image) else None
     for channel, plane in enumerate(planes):
         factor, mean, std = spec.scale / spec.std[channel], spec.mean[channel], spec.std[channel]
         offset = -mean / std
         samples = values[..., channel].astype(np.float32)
-        faults = None if masked is None else masked[..., channel]
+        faults = None if mask is None else mask[..., channel]
         if bands.sample_type == "float32":
             infinite = ~np.isfinite(samples)
             faults = infinite if faults is None else faults | infinite
         if faults is not None and faults.any():
             # the mean keeps missing samples from distorting their neighbors
             samples[faults] = padding[channel] if faults.all() else samples[~faults].mean(dtype=np.float64)
-        resized = _resize_plane(samples, height, width, spec)
+        resized_plane = _resize_plane(samples, height, width, spec)
         plane[height:] = plane[:height, width:] = padding[channel] * factor + offset
-        np.multiply(resized, np.float32(factor), out=plane[:height, :width])
+        np.multiply(resized_plane, np.float32(factor), out=plane[:height, :width])
         plane[:height, :width] += np.float32(offset)
     return out, (height / spec.height, width / spec.width)
 
@@ -220,8 +220,8 @@ def _resize_plane(samples: NDArray[np.float32], height: int, width: int, spec: I
         return samples
     if spec.antialias or spec.resize_filter == "nearest":
         return np.asarray(Image.fromarray(samples).resize((width, height), _PIL_FILTERS[spec.resize_filter]))
-    resized = cv2.resize(samples, (width, height), interpolation=_CV2_FILTERS[spec.resize_filter])
-    return np.asarray(resized, dtype=np.float32)
+    resized_plane = cv2.resize(samples, (width, height), interpolation=_CV2_FILTERS[spec.resize_filter])
+    return np.asarray(resized_plane, dtype=np.float32)
 
 
 @lru_cache(maxsize=16)

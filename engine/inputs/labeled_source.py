@@ -89,7 +89,7 @@ class LabeledSource:
         ``photo`` is the image file's bytes, for its EXIF orientation; it is read if needed. Raises :class:`UsageError`,
         :class:`TaxonomyError`, or :class:`ImageError` if a photo is needed and cannot be read.
         """
-        entry, turned = self._entries[uri], False
+        entry, is_turned = self._entries[uri], False
         if (window := split_window(uri)) is not None:
             raw, photo = self._scenes.read(entry, *window), None
         else:
@@ -98,12 +98,12 @@ class LabeledSource:
             size = None if photo is None or not self.labels.format else self._stored_size(photo)
             raw = self.labels.read(entry, self._taxonomy.colors, size=size)
         if photo is not None and (orientation := orientation_of(photo)) != 1:
-            turned = True
+            is_turned = True
             if self.labels.as_stored:
                 raw = turn_upright(raw, orientation)
         targets = self._taxonomy.encode(raw, entry.name)
         with _count_lock:
-            self.summary.turned += turned
+            self.summary.turned += is_turned
             self.summary.count_labels(targets, self._taxonomy.ignore_index)
         return targets
 
@@ -293,8 +293,8 @@ def value_names(
     present: set[int] = set()
     for entry in labels.entries():
         present.update(np.unique(labels.read(entry, colors)).tolist())
-    needed = present if present <= _BINARY else present - {255, 65535}
-    if missing_values := sorted(needed - set(names)):
+    needed_values = present if present <= _BINARY else present - {255, 65535}
+    if missing_values := sorted(needed_values - set(names)):
         raise UsageError(
             f"the label maps in {labels.path} hold {name_list(missing_values)}, and no name is known for "
             f"{'it' if len(missing_values) == 1 else 'them'}; give the names of the label values with --label-names "

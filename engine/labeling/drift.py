@@ -154,9 +154,9 @@ def _with_surroundings(report: DriftReport, store: LabelStore, settings: StoredW
     inputs = inputs.take(pc.sort_indices(inputs["uri"]))
     rows = pc.index_in(inputs["id"], value_set=labels["id"].combine_chunks())
     distances = labels["drift"].combine_chunks().take(rows.combine_chunks()).to_numpy(zero_copy_only=False)
-    usable = np.flatnonzero(np.isfinite(distances))
-    names = inputs["uri"].take(pa.array(usable)).to_pylist()
-    surroundings = survey(names, distances[usable], settings.distance.usual)
+    finite_rows = np.flatnonzero(np.isfinite(distances))
+    names = inputs["uri"].take(pa.array(finite_rows)).to_pylist()
+    surroundings = survey(names, distances[finite_rows], settings.distance.usual)
     return replace(report, surroundings=surroundings)
 
 

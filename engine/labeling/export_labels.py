@@ -244,10 +244,12 @@ class _Job:
             number, origin = int(record["export"]["num_images"]), record["origin"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return f"{self._folder} holds a finished export; choose a new folder"
-        stored = len(self._store)
+        num_stored = len(self._store)
         options = json.loads(json.dumps(self._store.run))
         made_with = {key: value for key, value in options.items() if key not in NOT_IN_ORIGIN}
-        grown = f", and {self._store.path} holds {stored:,} now" if origin == made_with and stored > number else ""
+        grown = (
+            f", and {self._store.path} holds {num_stored:,} now" if origin == made_with and num_stored > number else ""
+        )
         return (
             f"{self._folder} holds a finished export of {number:,} images{grown}; a finished export is not extended: "
             "delete the folder and export again, or choose a new folder"
@@ -258,21 +260,21 @@ class _Job:
         table = self._store.table(["id", "kept"])
         kept_shares = dict(zip(table["id"].to_pylist(), table["kept"].to_pylist(), strict=True))
         reviews = self._store.current_reviews()
-        labeled_images, skipped = [], Counter()
+        labeled_images, num_skipped = [], Counter()
         for row in self._store.current_inputs():
             if row.id is None:
-                skipped["rejected input"] += 1
+                num_skipped["rejected input"] += 1
             elif row.id in reviews and reviews[row.id].verdict == "rejected":
-                skipped["rejected by a reviewer"] += 1
+                num_skipped["rejected by a reviewer"] += 1
             elif self._writer.options.instances and row.id in reviews and reviews[row.id].verdict == "corrected":
-                skipped["corrected by a reviewer, whose objects are not known"] += 1
+                num_skipped["corrected by a reviewer, whose objects are not known"] += 1
             elif row.id not in reviews and kept_shares[row.id] < min_kept:
-                skipped["below --min-kept"] += 1
+                num_skipped["below --min-kept"] += 1
             else:
                 labeled_images.append((row.uri, row.id, row.condition))
         if ids is not None:
             chosen_uris = set(select_ids([uri for uri, _, _ in labeled_images], ids))
-            skipped["not listed"] = len(labeled_images) - len(chosen_uris)
+            num_skipped["not listed"] = len(labeled_images) - len(chosen_uris)
             labeled_images = [entry for entry in labeled_images if entry[0] in chosen_uris]
         labeled_images.sort()
         uris = [uri for uri, _, _ in labeled_images]
@@ -282,7 +284,7 @@ class _Job:
             names = [name_of[file] for file in files]
         else:
             names = export_names(uris)
-        lines = [json.dumps(skipped)]
+        lines = [json.dumps(num_skipped)]
         lines += [json.dumps([*entry, *name]) for entry, name in zip(labeled_images, names, strict=True)]
         write_atomically(self._state / "plan.jsonl", "\n".join(lines).encode())
 

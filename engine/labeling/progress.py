@@ -151,7 +151,7 @@ class Progress:
 
     def to_json(self, taxonomy: Taxonomy) -> dict[str, Any]:
         """Return the counts and times as plain data."""
-        busy = sum(stage.busy for stage in self.stages)
+        busy_seconds = sum(stage.busy for stage in self.stages)
         num_kept = max(int(self.kept.sum()), 1)
         return {
             "images": self.images,
@@ -176,7 +176,7 @@ class Progress:
                     "items": stage.items,
                     "ms_per_item": 1000 * stage.busy / max(stage.items, 1),
                     "cpu_ms_per_item": 1000 * stage.cpu / max(stage.items, 1),
-                    "share": stage.busy / busy if busy else 0.0,
+                    "share": stage.busy / busy_seconds if busy_seconds else 0.0,
                 }
                 for stage in self.stages
             },

@@ -167,10 +167,10 @@ class Pipeline:
         self._busy[threading.get_ident()] = record.name, started
         results = function(items)
         del self._busy[threading.get_ident()]
-        busy, cpu = time.perf_counter() - started, time.thread_time() - cpu
+        seconds, cpu = time.perf_counter() - started, time.thread_time() - cpu
         with self._lock:
             record.items += len(items)
-            record.busy += busy
+            record.busy += seconds
             record.cpu += cpu
         return results
 

@@ -119,14 +119,16 @@ class Taxonomy:
             targets, background = parse_targets(file)
             check_several(targets)
             labels, targets_by_name, label_names, colors = parse_labels(file, targets)
-            mapped = {*labels.values(), *targets_by_name.values()}
-            if background is not None and mapped and mapped <= {background, -1}:
+            mapped_targets = {*labels.values(), *targets_by_name.values()}
+            if background is not None and mapped_targets and mapped_targets <= {background, -1}:
                 raise TaxonomyError(
                     f"[labels] maps no label to another target than the background {targets[background]!r}, so "
                     "nothing could be measured; map the labels of the other targets"
                 )
             model = parse_model(file, bundle.classes, targets)
-            if unmapped := [name for index, name in enumerate(targets) if index in mapped and index not in model]:
+            if unmapped := [
+                name for index, name in enumerate(targets) if index in mapped_targets and index not in model
+            ]:
                 raise TaxonomyError(
                     f"no model class is mapped to the target{'' if len(unmapped) == 1 else 's'} "
                     f"{name_list(map(repr, unmapped))}, which [labels] uses; under [model], map at least one to "

@@ -207,7 +207,7 @@ class ScoreFiles:
         if entry is None:
             raise ImageError("no-scores", f"{self._root} holds no scores for it; the names must match")
         activation = self.bundle.outputs[0].activation
-        stored = activation if self._rescaling is None else self._rescaling.activation
+        stored_activation = activation if self._rescaling is None else self._rescaling.activation
         try:
             scores = _load(entry, self.bundle, image.size)
         except ImageError as error:
@@ -217,13 +217,13 @@ class ScoreFiles:
         if scores.ndim != 3:
             raise ImageError("no-scores", f"{entry} has the shape {scores.shape}; expected (classes, height, width)")
         num_classes, background = len(self.bundle.classes), self.bundle.background
-        if len(scores) == num_classes - 1 and background is not None and stored == "none":
+        if len(scores) == num_classes - 1 and background is not None and stored_activation == "none":
             remainder = np.maximum(0, 1 - scores.max(axis=0, keepdims=True))
             scores = np.concatenate([scores[:background], remainder, scores[background:]])
         if len(scores) != num_classes:
             raise ImageError("no-scores", f"{entry} has {len(scores)} score maps for {num_classes} classes")
         if self._rescaling is not None:
-            logits = np.log(np.maximum(scores, SMALLEST)) if stored == "none" else scores
+            logits = np.log(np.maximum(scores, SMALLEST)) if stored_activation == "none" else scores
             offsets = np.asarray(self._rescaling.offsets, np.float32)[:, None, None]
             scores = np.float32(self._rescaling.scale) * logits + offsets
         height, width = scores.shape[1:]

@@ -154,8 +154,8 @@ def missing_samples(file: Any, numbers: Iterable[int], window: Any = None) -> ND
     masks = []
     for number in numbers:
         flags = file.mask_flag_enums[number - 1]
-        usable = MaskFlags.all_valid not in flags and MaskFlags.alpha not in flags
-        masks.append(file.read_masks(number, window=window) == 0 if usable else None)
+        has_mask = MaskFlags.all_valid not in flags and MaskFlags.alpha not in flags
+        masks.append(file.read_masks(number, window=window) == 0 if has_mask else None)
     first = next((mask for mask in masks if mask is not None), None)
     if first is None:
         return None

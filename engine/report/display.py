@@ -115,11 +115,11 @@ def print_summary(run: RunProgress, taxonomy: Taxonomy, store: Path, *, empty_sh
             f"kept {run.kept_share:.1%} of {run.pixels:,} pixels of these {run.images:,} images; "
             f"labels {_bytes(run.label_bytes)}, weights {_bytes(run.weight_bytes)}"
         )
-        stored = LabelStore.open(store, warn=False).counts()["images"]
-        if stored > run.images:
-            say(f"all figures are of this run; the store holds {stored:,} images: `maskmill show {store}`")
-        busy = sum(stage.busy for stage in run.stages) or 1.0
-        parts = [f"{stage.name} {stage.busy / busy:.0%}" for stage in run.stages]
+        num_stored = LabelStore.open(store, warn=False).counts()["images"]
+        if num_stored > run.images:
+            say(f"all figures are of this run; the store holds {num_stored:,} images: `maskmill show {store}`")
+        busy_seconds = sum(stage.busy for stage in run.stages) or 1.0
+        parts = [f"{stage.name} {stage.busy / busy_seconds:.0%}" for stage in run.stages]
         if parts:
             say(f"time: {', '.join(parts)}; the bottleneck is {run.bottleneck}")
     say(run.summary().line())

@@ -113,10 +113,10 @@ def _of_picture(picture: NDArray[np.uint8]) -> list[float]:
     colors = picture[:, :POINTS]
     red, green, blue = (colors[..., channel] for channel in range(3))
     largest, smallest = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
-    ordered = np.partition(points.ravel(), points.size * 95 // 100)
+    sorted_points = np.partition(points.ravel(), points.size * 95 // 100)
     return [
         float(points.mean()),
-        float(ordered[points.size * 95 // 100]),
+        float(sorted_points[points.size * 95 // 100]),
         float(points.std()),
         detail,
         detail / (coarse + 1e-3),

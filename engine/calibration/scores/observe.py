@@ -123,9 +123,9 @@ class Observations:
         """Add the next image, in the order of the numbers; raises :class:`CalibrationError` if the folder is full."""
         with self._writing():
             scenes = observation.counts.scenes
-            joined = bool(scenes) and scenes == self._parts[-1].scenes
-            self.spill.append(observation.scores, observation.classes, observation.backend, joined=joined)
-            self.samples.append(observation.draw, observation.values, observation.activation, joined=joined)
+            is_same_scene = bool(scenes) and scenes == self._parts[-1].scenes
+            self.spill.append(observation.scores, observation.classes, observation.backend, joined=is_same_scene)
+            self.samples.append(observation.draw, observation.values, observation.activation, joined=is_same_scene)
         self._parts.append(observation.counts)
 
     def finish(self) -> None:

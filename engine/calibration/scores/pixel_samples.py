@@ -135,9 +135,9 @@ class PixelSamples:
         sizes = [len(self._cells[index]) for index in indices]
         values = np.empty((0, len(self.taxonomy.model)), np.float32)
         if sum(sizes):
-            stored = np.memmap(self._path, np.float32, mode="r").reshape(-1, len(self.taxonomy.model))
+            stored_values = np.memmap(self._path, np.float32, mode="r").reshape(-1, len(self.taxonomy.model))
             spans = [slice(self._starts[index], self._starts[index] + len(self._cells[index])) for index in indices]
-            values = np.concatenate([stored[span] for span in spans])
+            values = np.concatenate([stored_values[span] for span in spans])
         rank, scores = class_scores(values, self.taxonomy, self._activation)
         nothing = [np.empty(0, np.int64)]
         return SampledScores(
@@ -220,21 +220,21 @@ class SampledScores:
 
         ``limits`` (Ke,) or (Ke, S) are the thresholds. One class at a time, since sums over adjacent classes are slow.
         """
-        size, only = np.zeros(len(self.classes), np.uint16), np.full(len(self.classes), -1)
+        size, only_member = np.zeros(len(self.classes), np.uint16), np.full(len(self.classes), -1)
         best, winner = np.full(len(self.classes), -np.inf), np.full(len(self.classes), -1)
         background = self.taxonomy.background
         for target, (score, rank, limit) in enumerate(zip(self.scores, self.rank, limits, strict=True)):
             member = score <= limit
             size += member
             if rule == "single" or (rule == "foreground" and target == background):
-                only[member] = target
+                only_member[member] = target
             if rule == "foreground" and target != background:
                 better = member & (rank > best)
                 best[better], winner[better] = rank[better], target
         if rule == "foreground":
-            return np.where(winner >= 0, winner, only), size
+            return np.where(winner >= 0, winner, only_member), size
         if rule == "single":
-            return np.where(size == 1, only, -1), size
+            return np.where(size == 1, only_member, -1), size
         top_limit = limits[self.top] if limits.ndim == 1 else np.take_along_axis(limits, self.top[None], axis=0)[0]
         in_set = self._top_score <= top_limit
         return np.where(in_set & (size == 1) if rule == "agree" else in_set, self.top, -1), size

@@ -151,7 +151,7 @@ def manifest(
 
     if output.suffix != ".parquet":
         raise UsageError(f"a manifest is a Parquet file: expected -o FILE.parquet, got {output}")
-    replaced = replacement(output)
+    note = replacement(output)
     images = open_source(source, image_ending=image_ending)
     with display.counter("listing", quiet=as_json) as progress, published_file(output) as path:
         num_items = write_manifest(images, path, progress=progress)
@@ -159,4 +159,4 @@ def manifest(
         print_json({"items": num_items, "skipped": dict(images.skipped)})
     else:
         num_others = sum(images.skipped.values())
-        display.say(f"{output}: {num_items:,} images; {num_others:,} other files skipped{replaced}")
+        display.say(f"{output}: {num_items:,} images; {num_others:,} other files skipped{note}")

@@ -79,7 +79,7 @@ def rank(
     from ...labels_api import rank as run
 
     writable_file(output, ".json")
-    replaced = replacement(output)
+    note = replacement(output)
     if labels is not None and (images is None or model is None):
         raise UsageError(
             "--labels needs --images SOURCE, the images of these labels, and --model BUNDLE, to judge them"
@@ -122,4 +122,4 @@ def rank(
     parts = [f"{len(queue.images)} of {queue.num_candidates} candidates", f"{len(queue.twins)} near-duplicate pairs"]
     if labels is not None:
         parts.append(f"{len(queue.label_errors)} labels judged")
-    say(f"{output}: {', '.join(parts)}{replaced}")
+    say(f"{output}: {', '.join(parts)}{note}")

@@ -66,7 +66,7 @@ def report(
     from ...labels_api import report as write
 
     writable_file(output, ".html")
-    replaced = replacement(output)
+    note = replacement(output)
     label_source = None if labels is None else truth.open(labels)
     path = write(
         stores,
@@ -80,4 +80,4 @@ def report(
         workers=workers,
         progress=True,
     )
-    say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB){replaced}")
+    say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB){note}")

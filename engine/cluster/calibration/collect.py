@@ -111,12 +111,12 @@ class _Leases:
         """Return the finished leases, after those of dead workers are released."""
         claims = self._leases.claims()
         self.workers = self._leases.workers()  # after the claims: a worker writes its record before it claims
-        finished = {done.lease: done for done in self._leases.finished()}
+        outcomes = {done.lease: done for done in self._leases.finished()}
         for lease, worker in claims.items():
             record = self.workers.get(worker)
-            if lease not in finished and (record is None or self._watcher.is_dead(worker, record)):
+            if lease not in outcomes and (record is None or self._watcher.is_dead(worker, record)):
                 self._leases.release(lease)
-        return finished
+        return outcomes
 
     def merge(self, observations: Observations, sample: Sample, names: list[str]) -> bool:
         """Add the workers' observations, in order.
@@ -166,20 +166,20 @@ class _Task:
         leases = _Leases(self.folder, self._leases)
         names = leases.publish(sample, observations.options)
         while True:
-            claimed = self._leases.claim(self._token)
-            if claimed is not None:
-                lease, items = claimed
+            claim = self._leases.claim(self._token)
+            if claim is not None:
+                lease, items = claim
                 self.signs.busy(lease)
                 self._log.write("lease claimed", lease=lease, worker=self._token)
                 self._leases.hand_back(lease, self._token, len(items), sample.observe(lease, items, workers))
                 self._log.write("lease finished", lease=lease, worker=self._token, inputs=len(items))
                 self.signs.idle()
-            finished = leases.finished()
+            outcomes = leases.finished()
             if progress is not None:
-                progress(sum(done.num_rows for done in finished.values()), len(labeled.items))
-            if claimed is not None:
+                progress(sum(done.num_rows for done in outcomes.values()), len(labeled.items))
+            if claim is not None:
                 continue
-            if all(name in finished for name in names) and self._leases.take(_MERGE, self._token):
+            if all(name in outcomes for name in names) and self._leases.take(_MERGE, self._token):
                 if leases.merge(observations, sample, names):
                     return
                 self._leases.release(_MERGE)
@@ -251,11 +251,11 @@ class _Driver:
         """Wait until every lease is finished."""
         while True:
             num_workers = pool.tend(self)
-            finished = self._shared.finished()
-            self._log.note(self._leases.claims(), list(finished.values()), self.warnings)
+            outcomes = self._shared.finished()
+            self._log.note(self._leases.claims(), list(outcomes.values()), self.warnings)
             if progress is not None:
-                progress(sum(done.num_rows for done in finished.values()), num_images)
-            self.num_open = sum(name not in finished for name in names)
+                progress(sum(done.num_rows for done in outcomes.values()), num_images)
+            self.num_open = sum(name not in outcomes for name in names)
             if not self.num_open:
                 return
             for record in self.workers.values():

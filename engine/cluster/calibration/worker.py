@@ -196,10 +196,10 @@ class ObservationWorker:
 
     def work(self, sample: Sample) -> bool:
         """Claim a lease and work on it; returns False if there is none."""
-        claimed = self._leases.claim(self._token)
-        if claimed is None:
+        claim = self._leases.claim(self._token)
+        if claim is None:
             return False
-        lease, items = claimed
+        lease, items = claim
         self._signs.busy(lease)
         self._leases.hand_back(lease, self._token, len(items), sample.observe(lease, items, self._threads))
         self._signs.idle()

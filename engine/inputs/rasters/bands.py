@@ -170,13 +170,13 @@ def _npy_samples(
     except Exception as error:
         # NumPy parses the header as Python code, whose tokenizer has its own exceptions
         raise ImageError("truncated", f"the .npy file is cut short or damaged: {error}") from error
-    named = len(shape) == 4 and shape[0] == 1
-    if dtype.hasobject or not (named or len(shape) in (2, 3)) or min(shape) < 1:
+    has_batch_axis = len(shape) == 4 and shape[0] == 1
+    if dtype.hasobject or not (has_batch_axis or len(shape) in (2, 3)) or min(shape) < 1:
         raise ImageError(
             "unsupported", f"a .npy image holds 2 or 3 axes of numbers, or (1, bands, H, W), got {dtype}{shape}"
         )
-    planes = shape[1:] if named else (*shape, 1) if len(shape) == 2 else shape
-    axis = 0 if named else 2 if len(shape) == 2 else band_axis(shape, expected)
+    planes = shape[1:] if has_batch_axis else (*shape, 1) if len(shape) == 2 else shape
+    axis = 0 if has_batch_axis else 2 if len(shape) == 2 else band_axis(shape, expected)
     if planes[axis] > _MAX_NPY_BANDS:
         raise ImageError("unsupported", f"a .npy image has at most {_MAX_NPY_BANDS:,} bands, got {planes[axis]:,}")
     sides = [side for index, side in enumerate(planes) if index != axis]
@@ -194,7 +194,7 @@ def _npy_samples(
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|b1", "fortran_order": False, "shape": shape})
     start, missing_samples = stream.tell() + count * dtype.itemsize, None
-    if named and data.startswith(header.getvalue(), start) and len(data) - start >= header.tell() + count:
+    if has_batch_axis and data.startswith(header.getvalue(), start) and len(data) - start >= header.tell() + count:
         missing_samples = np.frombuffer(data, np.uint8, count, start + header.tell()).reshape(planes) != 0
     return (np.moveaxis(array, 0, 2) if axis == 0 else array), missing_samples
 

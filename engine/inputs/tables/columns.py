@@ -38,13 +38,13 @@ def image_columns(schema: Any, table: str) -> Columns | None:
         if pa.types.is_struct(column.type) and any(is_bytes(part.type) for part in column.type if part.name == "bytes")
     ]
     if structs:
-        named = [column for column in structs if column.name in IMAGE_NAMES] or structs
-        if len(named) > 1 and named[0].name != "image":
+        named_columns = [column for column in structs if column.name in IMAGE_NAMES] or structs
+        if len(named_columns) > 1 and named_columns[0].name != "image":
             raise SourceError(
-                f"{table} has several columns of images ({', '.join(column.name for column in named)}); "
+                f"{table} has several columns of images ({', '.join(column.name for column in named_columns)}); "
                 "name the one to use image"
             )
-        column = next((column for column in named if column.name == "image"), named[0])
+        column = next((column for column in named_columns if column.name == "image"), named_columns[0])
         has_path = any(part.name == "path" and _is_text(part.type) for part in column.type)
         return Columns(f"{column.name}.bytes", f"{column.name}.path" if has_path else None)
     kinds = {column.name: column.type for column in schema}

@@ -58,12 +58,12 @@ def encode_scores(kept: KeptScores) -> bytes:
     ratio = kept.ratio.copy()
     ratio[:, 1:] -= kept.ratio[:, :-1]
     ratio[1:] -= ratio[:-1].copy()
-    more = kept.more_code.copy()
-    more[1:] -= kept.more_code[:-1]
+    more_codes = kept.more_code.copy()
+    more_codes[1:] -= kept.more_code[:-1]
     parts = [kept.top.tobytes(), *_bytes_of_map(kept.code)]
     if kept.share is not None:
         parts += _bytes_of_map(kept.share)
-    parts += [ratio.tobytes(), kept.num_more.tobytes(), kept.more_class.tobytes(), *_halves(more)]
+    parts += [ratio.tobytes(), kept.num_more.tobytes(), kept.more_class.tobytes(), *_halves(more_codes)]
     header = _HEADER.pack(VERSION, flags, len(kept.more_code))
     return header + pa.compress(b"".join(parts), codec="zstd", asbytes=True)
 

@@ -65,10 +65,10 @@ class ScoreKeeper:
                 "position or another --control; leave it out"
             )
         level = parse_alpha(alpha)
-        needed = range(1, fewest_images(level) + 1)
+        image_counts = range(1, fewest_images(level) + 1)
         if calibration.group != "cluster":
-            needed = sorted(set(needed) & set(_images_per_class(calibration)))
-        levels = [level, *(Fraction(1, num + 1) for num in needed if Fraction(1, num + 1) < 1)]
+            image_counts = sorted(set(image_counts) & set(_images_per_class(calibration)))
+        levels = [level, *(Fraction(1, num + 1) for num in image_counts if Fraction(1, num + 1) < 1)]
         candidates = [calibration.thresholds, *(calibration.at(str(value)).thresholds for value in levels)]
         return cls(alpha=alpha_text(alpha), limits=np.max(candidates, axis=0), calibration=calibration)
 

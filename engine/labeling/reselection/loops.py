@@ -50,8 +50,8 @@ def decide(top, code, more, levels, selection, targets, label, confidence, count
                     elif winner < 0:
                         winner = np.int64(rival)
             if rule == FOREGROUND:
-                only = background if has_background else np.int64(-1)
-                winner = winner if winner >= 0 else only
+                fallback = background if has_background else np.int64(-1)
+                winner = winner if winner >= 0 else fallback
                 pixel_label = targets[winner] if winner >= 0 else ignore
             elif rule == SINGLE:
                 pixel_label = targets[last] if size == 1 else ignore

@@ -152,8 +152,8 @@ def choose_boxes(
     extent = np.array([covers[1], covers[0], covers[1], covers[0]], np.float32)
     corners = np.clip(np.asarray(boxes, np.float32) / extent, 0, 1)
     # NaN fails every comparison
-    usable = (best >= settings.box_score) & (corners[:, 2:] > corners[:, :2]).all(axis=1)
-    rows = np.flatnonzero(usable)
+    is_usable = (best >= settings.box_score) & (corners[:, 2:] > corners[:, :2]).all(axis=1)
+    rows = np.flatnonzero(is_usable)
     rows = rows[np.argsort(-best[rows], kind="stable")]
     classes = scores[rows].argmax(axis=1) if len(rows) else np.zeros(0, np.intp)
     if settings.box_overlap < 1 and len(rows):

@@ -138,16 +138,16 @@ def merge_masks(
         if len(groups) > 1
     ]
     agreements = iter(backend.download(xp.stack(rivals))[0] if rivals else ())
-    merged: list[list[ClassMask]] = []
+    merged_masks: list[list[ClassMask]] = []
     for image, certainty, classes in zip(images, certainties, kept_rows, strict=True):
-        merged.append([])
+        merged_masks.append([])
         for target, groups in classes.items():
             best = 0 if len(groups) == 1 else int(np.argmax([next(agreements) for _ in groups]))
             rows = xp.asarray(groups[best])
             claims = 1 / (1 + xp.exp(-xp.clip(image.masks[rows], -_STEEPEST, _STEEPEST)))
             score = (claims * certainty[rows][:, None, None]).max(axis=0)
-            merged[-1].append(ClassMask(target=target, claim=claims.max(axis=0), score=score))
-    return merged
+            merged_masks[-1].append(ClassMask(target=target, claim=claims.max(axis=0), score=score))
+    return merged_masks
 
 
 def _groups(prompts: Prompts, certainty: NDArray[np.float32], keep: float) -> dict[int, list[NDArray[np.int64]]]:

@@ -186,10 +186,10 @@ class GivenPredictor(SessionPredictor):
                     labels.append(prompt.labels)
                     numbers.append(number)
         width = max(1, *map(len, labels))
-        joined = np.zeros((len(points), width, 2), np.float32)
+        joined_points = np.zeros((len(points), width, 2), np.float32)
         marks = np.full((len(points), width), PADDING, np.float32)
         for row, (places, kinds) in enumerate(zip(points, labels, strict=True)):
-            joined[row, : len(kinds)], marks[row, : len(kinds)] = places, kinds
+            joined_points[row, : len(kinds)], marks[row, : len(kinds)] = places, kinds
         logits = np.zeros((len(points), mask.mask_height, mask.mask_width), np.float32) if masks else None
         for row, inside in masks.items():
             assert logits is not None, "made for the masks"
@@ -199,7 +199,7 @@ class GivenPredictor(SessionPredictor):
             image=np.array(numbers, np.int64),
             target=none,
             group=none,
-            points=self.backend.xp.asarray(joined),
+            points=self.backend.xp.asarray(joined_points),
             labels=marks,
             masks=None if logits is None else self.backend.xp.asarray(logits),
         )

@@ -128,9 +128,10 @@ class GivenPrompts:
         if without:
             warnings.append(f"{without} image{'s' * (without > 1)} without a {self.kind}, labeled background")
         if unused:
-            many = len(unused) > 1
+            is_plural = len(unused) > 1
             warnings.append(
-                f"{len(unused)} name{'s' * many} of {self.origin} {'have' if many else 'has'} no image: {names}"
+                f"{len(unused)} name{'s' * is_plural} of {self.origin} "
+                f"{'have' if is_plural else 'has'} no image: {names}"
             )
         return ["; ".join(warnings)] if warnings else []
 
@@ -143,8 +144,10 @@ def boxes_of(path: str | os.PathLike[str]) -> GivenPrompts:
         rows, num_crowds, classes = coco_boxes(file)
     else:
         rows, num_crowds = [*csv_boxes(file)], 0
-    many = num_crowds > 1
-    notes = [f"{num_crowds} iscrowd box{'es' * many} of {file} {'are' if many else 'is'} left out"] * (num_crowds > 0)
+    is_plural = num_crowds > 1
+    notes = [f"{num_crowds} iscrowd box{'es' * is_plural} of {file} {'are' if is_plural else 'is'} left out"] * (
+        num_crowds > 0
+    )
     prompts = [(image, label, score, box_prompt(*corners)) for image, label, score, corners in rows]
     return _of_rows(prompts, file, "box", notes, classes)
 

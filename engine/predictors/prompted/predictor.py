@@ -247,11 +247,11 @@ class PromptedPredictor(SessionPredictor):
             with self._timed("decoder"):
                 masks, scores = self.decoder.run(embeddings, self._among(prompts))
             with self._timed("masks"):
-                merged = self._merged(prompts_by_image, maps, masks, scores)
+                merged_masks = self._merged(prompts_by_image, maps, masks, scores)
                 steps = [
                     self._steps_of(image, classes, cams, prompts, class_masks, extent)
                     for image, classes, cams, prompts, class_masks, (_, extent) in zip(
-                        prepared, classes_of, maps, prompts_by_image, merged, grids, strict=True
+                        prepared, classes_of, maps, prompts_by_image, merged_masks, grids, strict=True
                     )
                 ]
                 for image_steps, activations in zip(steps, cams, strict=True):
@@ -277,14 +277,14 @@ class PromptedPredictor(SessionPredictor):
         spec, mask = self.sam.input, self.decoder.spec
         return spec.height / mask.mask_height, spec.width / mask.mask_width
 
-    def _embed(self, prepared: Sequence[PreparedPrompted], needed: Sequence[bool]) -> list[Any]:
+    def _embed(self, prepared: Sequence[PreparedPrompted], needs: Sequence[bool]) -> list[Any]:
         """Compute the embeddings, each (images, …), of the images with prompts."""
         xp = self.backend.xp
         embeddings: list[list[Any]] = [image.embeddings or [] for image in prepared]
         missing_indices = [
             index
             for index, image in enumerate(prepared)
-            if needed[index] and image.embeddings is None and image.tensor is not None
+            if needs[index] and image.embeddings is None and image.tensor is not None
         ]
         for start in range(0, len(missing_indices), self.batch):
             chunk = missing_indices[start : start + self.batch]
@@ -297,7 +297,7 @@ class PromptedPredictor(SessionPredictor):
                 self._cache.put(key, self.backend.download(*embeddings[index]))
         with self._lock:
             self.encoded += len(missing_indices)
-        used_embeddings = [levels for levels, need in zip(embeddings, needed, strict=True) if need]
+        used_embeddings = [levels for levels, need in zip(embeddings, needs, strict=True) if need]
         return [xp.stack(level) for level in zip(*used_embeddings, strict=True)]
 
     @staticmethod
@@ -318,8 +318,8 @@ class PromptedPredictor(SessionPredictor):
                 covered = masks[rows, :, : cams.shape[1], : cams.shape[2]]
                 picked = pick_masks(covered, scores[rows], of_class, pick=self.masks.pick, threshold=threshold, xp=xp)
                 answered.append(Answered(prompts=prompts, masks=picked, maps=of_class))
-        merged = iter(merge_masks(answered, keep=self.masks.keep, threshold=threshold, backend=self.backend))
-        return [next(merged) if len(prompts) else [] for prompts in images]
+        merged_masks = iter(merge_masks(answered, keep=self.masks.keep, threshold=threshold, backend=self.backend))
+        return [next(merged_masks) if len(prompts) else [] for prompts in images]
 
     def _steps_of(
         self,

@@ -257,7 +257,7 @@ class BucketFileSystem(AbstractFileSystem):
         """Return the contents of a folder, empty if only its marker object exists; None if there is no folder."""
         client, key = self._located(path, anything=True)
         bucket = path.partition("/")[0]
-        refused: list[str] = []
+        refused_names: list[str] = []
         try:
             answer = self._requested(path, lambda: client.list_with_delimiter(key or None))
             objects, names = answer["objects"], answer["common_prefixes"]
@@ -270,10 +270,12 @@ class BucketFileSystem(AbstractFileSystem):
         except RefusedNameError:
             if self.protocol not in ("s3", "s3a"):
                 raise
-            objects, names, refused = self._repeated(path, lambda: list_folder(bucket, key, self._options, self.access))
-        if not (objects or names or refused):
+            objects, names, refused_names = self._repeated(
+                path, lambda: list_folder(bucket, key, self._options, self.access)
+            )
+        if not (objects or names or refused_names):
             return None
-        self._refused[path] = [f"{bucket}/{name}" for name in refused]
+        self._refused[path] = [f"{bucket}/{name}" for name in refused_names]
         folders = [{"name": f"{bucket}/{name}", "size": 0, "type": "directory"} for name in names]
         # consoles write an empty object for a folder
         objects = [meta for meta in objects if meta["path"] != key]

@@ -26,7 +26,7 @@ def list_folder(
     Objects are described as object_store does. Refused names are complete keys. Raises the exceptions of boto3.
     """
     prefix = f"{key}/" if key else ""
-    objects, folders, refused = [], [], []
+    objects, folders, refused_names = [], [], []
     pages = _client(options, access).get_paginator("list_objects_v2").paginate(
         Bucket=bucket, Prefix=prefix, Delimiter="/"
     )  # fmt: skip
@@ -36,17 +36,17 @@ def list_folder(
             if not name:
                 continue  # the marker object of the folder itself
             if _REFUSED.fullmatch(name):
-                refused.append(entry["Key"])
+                refused_names.append(entry["Key"])
             else:
                 meta = {"path": entry["Key"], "size": entry["Size"], "e_tag": entry.get("ETag")}
                 objects.append({**meta, "last_modified": entry["LastModified"]})
         for entry in page.get("CommonPrefixes", []):
             name = entry["Prefix"].removeprefix(prefix).removesuffix("/")
             if _REFUSED.fullmatch(name):
-                refused.append(entry["Prefix"])
+                refused_names.append(entry["Prefix"])
             else:
                 folders.append(entry["Prefix"].removesuffix("/"))
-    return objects, folders, refused
+    return objects, folders, refused_names
 
 
 def _client(options: Mapping[str, str], access: Access) -> BaseClient:
