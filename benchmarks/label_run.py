@@ -75,7 +75,7 @@ from maskmill.engine.model.taxonomy import Taxonomy
 from maskmill.engine.predictors.semantic import SemanticPredictor
 from maskmill.engine.runtimes.onnx_runtime import OnnxSession
 folder = Path(sys.argv[1])
-bundle = Bundle.load(folder / "deeplab")
+bundle = Bundle.load(folder / sys.argv[2] / "deeplab")
 taxonomy, predictor = Taxonomy.of_model(bundle), SemanticPredictor(bundle, OnnxSession(bundle))
 thresholds = np.full(taxonomy.num_scored, 0.5, np.float32)
 selection = Selection(method="conformal", rule="agree", thresholds=thresholds, weight="pcos")
@@ -87,6 +87,15 @@ for line in sys.stdin:
     shutil.rmtree(store)
 """
 """One side of a comparison of two checkouts: labels the photos for every line that it reads."""
+
+
+ADOPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import label_run
+label_run.adopt(Path(sys.argv[2]))
+"""
 
 
 def adopt(folder: Path) -> Bundle:
@@ -207,14 +216,16 @@ def stage_times(bundle: Bundle, photos: list[Path], selection: Selection, taxono
 
 def compare_checkouts(old: Path, photos: list[Path], folder: Path, rounds: int) -> dict[str, Any]:
     """Label with two checkouts in turn."""
-    adopt(folder)
     (folder / "photos.txt").write_text("\n".join(map(str, photos)))
     children: dict[str, subprocess.Popen[str]] = {}
     for name, checkout in (("old", old), ("new", Path(__file__).resolve().parents[1])):
         (folder / name).mkdir()
         (folder / name / "maskmill").symlink_to(checkout.resolve())
         environment = {**os.environ, "PYTHONPATH": str(folder / name)}
-        command = [sys.executable, "-c", CHILD, str(folder)]
+        # each checkout reads the bundles of its own format
+        adopting = [sys.executable, "-c", ADOPT, str(checkout.resolve() / "benchmarks"), str(folder / name)]
+        subprocess.run(adopting, cwd=folder, env=environment, check=True)
+        command = [sys.executable, "-c", CHILD, str(folder), name]
         children[name] = subprocess.Popen(
             command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
