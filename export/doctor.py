@@ -63,8 +63,8 @@ def findings() -> list[Finding]:
     ]
     for purpose, module, distributions, extra in PACKAGES:
         if not _installed(module):
-            apart = extra == "gpu" and _version(("onnxruntime",)) != UNKNOWN
-            report.append(Finding(purpose, "", f"{install_command(extra)}{APART if apart else ''}"))
+            is_separate = extra == "gpu" and _version(("onnxruntime",)) != UNKNOWN
+            report.append(Finding(purpose, "", f"{install_command(extra)}{APART if is_separate else ''}"))
         else:
             report.append(Finding(purpose, f"{module} {_version(distributions)}"))
     if find_spec("onnxruntime") is not None:

@@ -71,15 +71,15 @@ def sort_nodes(model: onnx.ModelProto) -> bool:
         for maker in indices:
             readers.setdefault(maker, []).append(index)
     pending = [len(indices) for indices in needs]
-    ready = [index for index, count in enumerate(pending) if not count]
+    queue = [index for index, count in enumerate(pending) if not count]
     order: list[int] = []
-    while ready:
-        index = heapq.heappop(ready)
+    while queue:
+        index = heapq.heappop(queue)
         order.append(index)
         for reader in readers.get(index, ()):
             pending[reader] -= 1
             if not pending[reader]:
-                heapq.heappush(ready, reader)
+                heapq.heappush(queue, reader)
     if len(order) < len(nodes):
         return False
     del model.graph.node[:]
@@ -134,9 +134,9 @@ def image_input(
     channels, height, width = (shape[1], shape[2], shape[3]) if layout == "NCHW" else (shape[3], shape[1], shape[2])
     num_channels = 3 if num_bands is None else num_bands
     if channels not in (None, num_channels):
-        other = "NHWC" if layout == "NCHW" else "NCHW"
+        other_layout = "NHWC" if layout == "NCHW" else "NCHW"
         fed = "a photo has 3" if num_bands is None else f"you named {num_bands} bands"
-        hint = f"is its layout {other}?" if num_channels in shape else f"name its {channels} bands with --bands"
+        hint = f"is its layout {other_layout}?" if num_channels in shape else f"name its {channels} bands with --bands"
         raise UsageError(
             f"the input {value.name!r} has shape {shape}, so in {layout} it takes {channels} channels, and "
             f"{fed}; {hint}"
@@ -208,18 +208,18 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     from onnx import helper
 
     graph = model.graph
-    small = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
-    small.graph.name = graph.name
-    small.graph.node.extend(graph.node)
-    small.graph.input.extend(graph.input)
-    small.graph.output.extend(graph.output)
+    copy = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    copy.graph.name = graph.name
+    copy.graph.node.extend(graph.node)
+    copy.graph.input.extend(graph.input)
+    copy.graph.output.extend(graph.output)
     declared = {value.name for value in graph.input}
     for tensor in graph.initializer:
         if math.prod(tensor.dims) <= _SMALL_WEIGHT and tensor.data_location != _EXTERNAL:
-            small.graph.initializer.append(tensor)
+            copy.graph.initializer.append(tensor)
         elif tensor.name not in declared:
-            small.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    return small
+            copy.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return copy
 
 
 def captured_names(node: onnx.NodeProto) -> Iterator[str]:

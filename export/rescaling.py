@@ -86,14 +86,14 @@ def rescale_bundle(
         raise UsageError("rescale changes class scores, and the objects of this bundle would not follow them")
     if folder.exists():
         raise UsageError(f"{folder} exists already; remove it or choose another name for the bundle")
-    labeled = pair_images(source, labels, taxonomy, ids=ids)
+    labeled_source = pair_images(source, labels, taxonomy, ids=ids)
     with (
         tempfile.TemporaryDirectory(prefix="maskmill-rescale-") as work,
         Observations(Path(work), taxonomy) as observations,
     ):
-        observations.collect(predictor, source, labeled, workers=workers, progress=progress)
+        observations.collect(predictor, source, labeled_source, workers=workers, progress=progress)
         rescaling = _fit(observations.samples.read(range(len(observations.samples))), taxonomy, scores.activation)
-        rescaling = dataclasses.replace(rescaling, source=labeled.summary)
+        rescaling = dataclasses.replace(rescaling, source=labeled_source.summary)
     if isinstance(predictor, ScoreFiles):
         return predictor.rescaled(folder, scale=rescaling.scale, offsets=rescaling.offsets), rescaling
     return _write(bundle, folder, rescaling), rescaling
@@ -104,36 +104,38 @@ def _fit(samples: SampledScores, taxonomy: Taxonomy, activation: str) -> Rescali
     num = taxonomy.num_targets
     groups = np.asarray(taxonomy.model)
     groups = np.where(groups < 0, num, groups)
-    reached = np.isin(np.arange(taxonomy.num_scored), groups)
-    known = reached[samples.classes]
-    if not known.any():
+    has_channels = np.isin(np.arange(taxonomy.num_scored), groups)
+    has_scores = has_channels[samples.classes]
+    if not has_scores.any():
         raise CalibrationError("no labeled pixel shows a class of the model; check --taxonomy and the labels")
     smallest = float(SMALLEST) if activation == "none" else np.finfo(np.float64).tiny
-    logits = np.log(np.maximum(samples.rank[reached].T[known], smallest))
-    column = np.cumsum(reached) - 1
-    truth, weights, images = column[samples.classes[known]], samples.weights[known], samples.image[known]
+    logits = np.log(np.maximum(samples.rank[has_channels].T[has_scores], smallest))
+    column = np.cumsum(has_channels) - 1
+    truth, weights, images = column[samples.classes[has_scores]], samples.weights[has_scores], samples.image[has_scores]
     background = taxonomy.background
-    own = None if background is None or not reached[background] else int(column[background])
-    scaled = len(np.unique(groups)) == len(groups)
+    background_column = None if background is None or not has_channels[background] else int(column[background])
+    is_bijective = len(np.unique(groups)) == len(groups)
 
-    def fit(chosen: NDArray[np.bool_]) -> tuple[float, NDArray[np.float64]]:
-        return fit_rescaling(logits[chosen], truth[chosen], weights[chosen], background=own, scaled=scaled)
+    def fit(subset: NDArray[np.bool_]) -> tuple[float, NDArray[np.float64]]:
+        return fit_rescaling(
+            logits[subset], truth[subset], weights[subset], background=background_column, scaled=is_bijective
+        )
 
-    after = logits.argmax(axis=1)
-    before = after.copy()
+    new_labels = logits.argmax(axis=1)
+    old_labels = new_labels.copy()
     if samples.num_images >= FOLDS:
         for fold in range(FOLDS):
             left_out = images % FOLDS == fold
             if left_out.any() and not left_out.all():
                 scale, offsets = fit(~left_out)
-                after[left_out] = (scale * logits[left_out] + offsets).argmax(axis=1)
+                new_labels[left_out] = (scale * logits[left_out] + offsets).argmax(axis=1)
     scale, offsets = fit(np.ones(len(truth), bool))
     return Rescaling(
         scale=scale,
         offsets=tuple(offsets[column[groups]].tolist()),
         num_images=samples.num_images,
-        miou_before=_mean_iou(before, truth, weights),
-        miou=_mean_iou(after, truth, weights),
+        miou_before=_mean_iou(old_labels, truth, weights),
+        miou=_mean_iou(new_labels, truth, weights),
     )
 
 
@@ -168,7 +170,7 @@ def fit_rescaling(
     penalty = np.zeros((classes + 1, classes + 1))
     penalty[np.ix_(foreground + 1, foreground + 1)] = 2 * SPREAD * (np.eye(len(foreground)) - 1 / len(foreground))
     counts = np.bincount(truth, shares, minlength=classes)
-    own = values[rows, truth]
+    true_values = values[rows, truth]
 
     def evaluate(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         scores = parameters[0] * values + parameters[1:]
@@ -181,12 +183,15 @@ def fit_rescaling(
     parameters[0] = 1.0
     loss, chances = evaluate(parameters)
     for _ in range(100):
-        expected = (chances * values).sum(axis=1)
+        mean_values = (chances * values).sum(axis=1)
         weighted = chances * shares[:, None]
-        gradient = np.concatenate([[shares @ (expected - own)], weighted.sum(axis=0) - counts]) + penalty @ parameters
-        mixed = (weighted * (values - expected[:, None])).sum(axis=0)
+        gradient = (
+            np.concatenate([[shares @ (mean_values - true_values)], weighted.sum(axis=0) - counts])
+            + penalty @ parameters
+        )
+        mixed = (weighted * (values - mean_values[:, None])).sum(axis=0)
         curvature = np.diag(np.concatenate([[0.0], weighted.sum(axis=0)]))
-        curvature[0, 0] = (weighted * values**2).sum() - shares @ expected**2
+        curvature[0, 0] = (weighted * values**2).sum() - shares @ mean_values**2
         curvature[0, 1:] = curvature[1:, 0] = mixed
         curvature[1:, 1:] -= weighted.T @ chances
         curvature += penalty + 1e-9 * np.eye(classes + 1)
@@ -196,13 +201,13 @@ def fit_rescaling(
         step = np.linalg.solve(curvature, gradient)
         length = 1.0
         while length > 1e-6:
-            changed, changed_chances = evaluate(parameters - length * step)
-            if changed <= loss:
+            new_loss, new_chances = evaluate(parameters - length * step)
+            if new_loss <= loss:
                 break
             length /= 2
         else:
             break
-        parameters, chances, decrease, loss = parameters - length * step, changed_chances, loss - changed, changed
+        parameters, chances, decrease, loss = parameters - length * step, new_chances, loss - new_loss, new_loss
         if decrease < 1e-10 or loss < 1e-6:
             break
     return float(parameters[0]), parameters[1:] - parameters[1:].mean()

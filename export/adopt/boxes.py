@@ -92,23 +92,25 @@ def detector_from_onnx(
     check_class_names(classes)
     adoption = Adoption.open(source)
     refuse_sam3(adoption.model)
-    known, names = _outputs(adoption.model, len(classes), boxes)
-    defaults = DETR_PREPROCESSING if known == "detr" else YOLO_PREPROCESSING
+    output_layout, names = _outputs(adoption.model, len(classes), boxes)
+    defaults = DETR_PREPROCESSING if output_layout == "detr" else YOLO_PREPROCESSING
     name, image_size = adoption.image_input(layout, size, preprocessing)
     spec = InputSpec(
         name=name, layout=layout, height=image_size[0], width=image_size[1], **{**defaults, **preprocessing}
     )
     adoption.model = at_least_opset(adoption.model, _OPSET, "axes as inputs")
-    _rewrite(adoption.model, known, names, len(classes), image_size, activation)
-    adoption.note(f"outputs of the layout {known} were converted to boxes as fractions of the input, and class scores")
+    _rewrite(adoption.model, output_layout, names, len(classes), image_size, activation)
+    adoption.note(
+        f"outputs of the layout {output_layout} were converted to boxes as fractions of the input, and class scores"
+    )
     with staged(folder) as staging:
         tensors = trial_tensors(spec)
         outputs = [output.name for output in OUTPUTS]
         files = adoption.write(staging, spec, outputs, tensors)
-        for found, scores in Trial(files[0], name, outputs).steady_outputs(tensors):
-            if found.shape != (len(scores), 4) or scores.shape[1:] != (len(classes),):
+        for corners, scores in Trial(files[0], name, outputs).steady_outputs(tensors):
+            if corners.shape != (len(scores), 4) or scores.shape[1:] != (len(classes),):
                 raise BundleError(
-                    f"run once, the detector gave boxes {found.shape} with scores {scores.shape} for {len(classes)} "
+                    f"run once, the detector gave boxes {corners.shape} with scores {scores.shape} for {len(classes)} "
                     "classes; refused"
                 )
             if scores.min(initial=0.0) < -1e-3 or scores.max(initial=0.0) > 1.001:
@@ -182,8 +184,8 @@ def _rewrite(
         rows = names[0]
         graph("Div", graph.columns(rows, 0, 4), pixels, name=OUTPUTS[0].name)
         kinds = graph("Cast", graph.columns(rows, 5, 6), to=1)
-        same = graph("Equal", kinds, np.arange(num_classes, dtype=np.float32)[None, None])
-        graph("Mul", graph("Cast", same, to=1), graph.columns(rows, 4, 5), name=OUTPUTS[1].name)
+        is_class = graph("Equal", kinds, np.arange(num_classes, dtype=np.float32)[None, None])
+        graph("Mul", graph("Cast", is_class, to=1), graph.columns(rows, 4, 5), name=OUTPUTS[1].name)
     else:
         rows, shape = names[0], shapes[names[0]]
         coefficients = sum(shape[1] or 0 for shape in shapes.values() if len(shape) == 4)

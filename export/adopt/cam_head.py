@@ -103,11 +103,11 @@ def fit_cam_head(
     _require_torch()
     classes = sorted(labels.names)
     runner = session or OnnxSession(bundle)
-    rows, flags, skipped = [], [], 0
+    rows, flags, num_skipped = [], [], 0
     for item in source:
         names = labels.find(item.uri)
         if names is None:
-            skipped += 1
+            num_skipped += 1
             continue
         rows.append(_mean_features(bundle, runner, decode_image(source.read(item))))
         flags.append([name in names for name in classes])
@@ -118,7 +118,7 @@ def fit_cam_head(
     weight, bias = fit_logistic(features, truth, regularization)
     report = HeadReport(
         num_images=len(rows),
-        skipped=skipped,
+        skipped=num_skipped,
         counts=dict(zip(classes, truth.sum(axis=0).tolist(), strict=True)),
         precision=dict(zip(classes, held_out_precision(features, truth, regularization), strict=True)),
     )
@@ -157,12 +157,12 @@ def _torch_threads(number: int) -> Iterator[None]:
     """Limit torch to ``number`` threads per operation inside the block."""
     import torch
 
-    before = torch.get_num_threads()
+    old_count = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(old_count)
 
 
 def held_out_precision(features: NDArray[Any], truth: NDArray[np.bool_], regularization: float) -> list[float | None]:
@@ -212,7 +212,7 @@ def head_bundle(
         model = with_head(graph, bundle.input.name, head)
         onnx.save_model(model, str(staging / "model.onnx"))
         file = model_file(staging / "model.onnx")
-        fitted = Bundle(
+        bundle_with_head = Bundle(
             path=staging,
             task="cam",
             files=(file,),
@@ -227,8 +227,8 @@ def head_bundle(
                 bundle.source, id=f"{bundle.source.id} with a fitted head".strip(), weights_sha256=file.sha256
             ),
         )
-        OnnxSession(fitted)
-        fitted.save()
+        OnnxSession(bundle_with_head)
+        bundle_with_head.save()
     return Bundle.load(folder)
 
 

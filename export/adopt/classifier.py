@@ -79,12 +79,12 @@ def cam_from_onnx(
         raise UsageError(f"the background {background!r} is not one of the classes: {name_list(classes)}")
     check_class_names(classes)
     adoption = Adoption.open(source)
-    name, known = adoption.image_input(layout, size, preprocessing)
+    name, input_size = adoption.image_input(layout, size, preprocessing)
     spec = InputSpec(
         name=name,
         layout=layout,
-        height=known[0],
-        width=known[1],
+        height=input_size[0],
+        width=input_size[1],
         dynamic=_has_free_size(adoption.model, name, layout),
         **preprocessing,
     )
@@ -92,13 +92,13 @@ def cam_from_onnx(
     with staged(folder) as staging:
         tensors = trial_tensors(spec)
         files = adoption.write(staging, spec, [logits], tensors)
-        expected = [values[0] for values in Trial(files[0], name, [logits]).steady_outputs(tensors)]
+        originals = [values[0] for values in Trial(files[0], name, [logits]).steady_outputs(tensors)]
         if kinds is None:
             _rebuild(files, name, len(classes))
             files, kinds = files[:1], _REBUILT
         names = [output_name for output_name, _ in kinds]
         actual = Trial(files[0], name, names).steady_outputs(tensors)
-        _check_outputs(dict(zip([kind for _, kind in kinds], zip(*actual, strict=True), strict=True)), expected)
+        _check_outputs(dict(zip([kind for _, kind in kinds], zip(*actual, strict=True), strict=True)), originals)
         adoption.save(
             files,
             task="cam",
@@ -155,9 +155,9 @@ def _rebuild(files: Sequence[Path], image: str, num_classes: int) -> None:
         data.unlink()
 
 
-def _check_outputs(actual: dict[str, Sequence[NDArray[Any]]], expected: Sequence[NDArray[Any]]) -> None:
+def _check_outputs(actual: dict[str, Sequence[NDArray[Any]]], originals: Sequence[NDArray[Any]]) -> None:
     """Check the shapes, and that the classes rank as the original's do."""
-    for cams, logits, original in zip(actual["cam"], actual["logits"], expected, strict=True):
+    for cams, logits, original in zip(actual["cam"], actual["logits"], originals, strict=True):
         num = len(original)
         if cams.ndim != 3 or len(cams) != num or logits.shape != (num,):
             raise BundleError(f"run on a picture, the model gives maps {cams.shape} with logits {logits.shape}")

@@ -81,8 +81,12 @@ def classifier_head(model: onnx.ModelProto) -> Head:
         weight = weight if transposed else weight.T
         weight = weight * (attributes["alpha"].f if "alpha" in attributes else 1.0)
         if len(node.input) > 2:
-            own = constant(node.input[2])
-            bias = None if own is None else own * (attributes["beta"].f if "beta" in attributes else 1.0)
+            constant_bias = constant(node.input[2])
+            bias = (
+                None
+                if constant_bias is None
+                else constant_bias * (attributes["beta"].f if "beta" in attributes else 1.0)
+            )
     elif node.op_type == "MatMul":
         weight = weight.T
     else:
@@ -126,13 +130,13 @@ def with_head(model: onnx.ModelProto, image: str, head: Head) -> onnx.ModelProto
     except Exception as error:
         raise BundleError(f"cannot cut the model behind {features!r}: {error}") from error
     nodes, tensors = list(trunk.graph.node), {name for node in trunk.graph.node for name in node.output}
-    renamed = {name: f"trunk_{name}" for name in ("cam", "logits", "features") if name in tensors}
+    new_names = {name: f"trunk_{name}" for name in ("cam", "logits", "features") if name in tensors}
     for node in nodes:
         for names in (node.input, node.output):
-            names[:] = [renamed.get(name, name) for name in names]
-    behind = renamed.get(features, features)
+            names[:] = [new_names.get(name, name) for name in names]
+    feature_name = new_names.get(features, features)
     nodes += [
-        helper.make_node("Identity", [behind], ["features"]),
+        helper.make_node("Identity", [feature_name], ["features"]),
         helper.make_node("Conv", ["features", "head_weight"], ["cam"], kernel_shape=[1, 1]),
         helper.make_node("GlobalAveragePool", ["cam"], ["head_mean"]),
         helper.make_node("Flatten", ["head_mean"], ["head_flat"], axis=1),
@@ -152,8 +156,8 @@ def with_head(model: onnx.ModelProto, image: str, head: Head) -> onnx.ModelProto
             numpy_helper.from_array(np.ascontiguousarray(head.bias, np.float32), "head_bias"),
         ],
     )
-    made = helper.make_model(
+    result = helper.make_model(
         graph, opset_imports=trunk.opset_import, ir_version=trunk.ir_version, functions=trunk.functions
     )
-    onnx.checker.check_model(made)
-    return made
+    onnx.checker.check_model(result)
+    return result

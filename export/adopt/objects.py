@@ -173,11 +173,11 @@ def _of_boxes(
             values = graph("Mul", values, graph("Squeeze", graph.columns(rows, 4, 5), np.array([2])))
     scores, places = _best(graph, values, limit)
     classes = graph("GatherElements", kinds, places, axis=1)
-    chosen = _rows(graph, rows, places)
-    coefficients = graph.columns(chosen, first, end)
-    flat = graph("Reshape", detector.masks, np.array([0, 0, -1]))
-    logits = graph("Reshape", graph("MatMul", coefficients, flat), np.array([0, 0, *grid]))
-    corners = [graph.columns(chosen, index, index + 1) for index in range(4)]
+    best_rows = _rows(graph, rows, places)
+    coefficients = graph.columns(best_rows, first, end)
+    prototypes = graph("Reshape", detector.masks, np.array([0, 0, -1]))
+    logits = graph("Reshape", graph("MatMul", coefficients, prototypes), np.array([0, 0, *grid]))
+    corners = [graph.columns(best_rows, index, index + 1) for index in range(4)]
     if detector.columns >= 0:
         halves = [graph("Mul", length, np.float32(0.5).reshape(1)) for length in corners[2:]]
         centers = corners[:2]
@@ -215,16 +215,16 @@ def _finish(graph: Nodes, scores: str, classes: str, masks: str, num_classes: in
         "Mul", graph("Sigmoid", masks), graph("Unsqueeze", graph("Unsqueeze", scores, np.array([2])), np.array([3]))
     )
     shape = graph("Shape", masks)
-    one = graph("Slice", shape, np.array([0]), np.array([1]))
+    batch = graph("Slice", shape, np.array([0]), np.array([1]))
     size = graph("Slice", shape, np.array([2]), np.array([4]))
-    empty = graph(
-        "Expand", np.zeros((1, 1, 1, 1), np.float32), graph("Concat", one, np.array([num_classes]), size, axis=0)
+    zeros = graph(
+        "Expand", np.zeros((1, 1, 1, 1), np.float32), graph("Concat", batch, np.array([num_classes]), size, axis=0)
     )
     channel = graph("Unsqueeze", graph("Unsqueeze", classes, np.array([2])), np.array([3]))
-    folded = graph("ScatterElements", empty, graph("Expand", channel, shape), probability, axis=1, reduction="max")
-    best = graph("ReduceMax", folded, np.array([1]), keepdims=1)
+    class_maps = graph("ScatterElements", zeros, graph("Expand", channel, shape), probability, axis=1, reduction="max")
+    best = graph("ReduceMax", class_maps, np.array([1]), keepdims=1)
     background = graph("Sub", np.ones(1, np.float32), best)
-    graph("Concat", background, folded, axis=1, name="scores")
+    graph("Concat", background, class_maps, axis=1, name="scores")
     graph("Identity", scores, name="object_scores")
     graph("Cast", graph("Add", classes, np.array([1])), to=1, name="object_classes")
     graph("Identity", masks, name="object_masks")

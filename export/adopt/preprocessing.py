@@ -78,8 +78,8 @@ def preprocessing_of(config: Mapping[str, Any], path: str | os.PathLike[str]) ->
     _normalize(config, path, fields)
     if config.get("do_flip_channel_order"):
         fields["channels"] = "BGR"
-    reduced = config.get("do_reduce_labels", config.get("reduce_labels", False))
-    return Preprocessing(fields=fields, size=size, reduced_labels=bool(reduced))
+    flag = config.get("do_reduce_labels", config.get("reduce_labels", False))
+    return Preprocessing(fields=fields, size=size, reduced_labels=bool(flag))
 
 
 def with_bands(
@@ -120,24 +120,24 @@ def with_bands(
 
 def _resize(config: Mapping[str, Any], path: str | os.PathLike[str], fields: dict[str, Any]) -> tuple[int, int]:
     """Set how images are resized, and return the (height, width) that they are resized to."""
-    raw = config.get("size")
-    sides = {"height": raw, "width": raw} if isinstance(raw, int) else raw
+    value = config.get("size")
+    sides = {"height": value, "width": value} if isinstance(value, int) else value
     if isinstance(sides, Mapping):
         sides = {name: side for name, side in sides.items() if side is not None}
     if isinstance(sides, Mapping) and {"height", "width"} <= set(sides):
         size, fields["resize"] = (sides["height"], sides["width"]), "stretch"
     elif isinstance(sides, Mapping) and set(sides) == {"longest_edge"}:
         edge = sides["longest_edge"]
-        padded = config.get("pad_size")
-        padded = padded if isinstance(padded, Mapping) else {"height": edge, "width": edge}
-        size, fields["resize"] = (padded.get("height"), padded.get("width")), "longest-side"
+        pad_size = config.get("pad_size")
+        pad_size = pad_size if isinstance(pad_size, Mapping) else {"height": edge, "width": edge}
+        size, fields["resize"] = (pad_size.get("height"), pad_size.get("width")), "longest-side"
     else:
         raise UsageError(
-            f"{path} resizes to {raw}; give --size and --resize instead (height and width, or longest side)"
+            f"{path} resizes to {value}; give --size and --resize instead (height and width, or longest side)"
         )
     height, width = size
     if not (isinstance(height, int) and isinstance(width, int) and min(height, width) > 0):
-        raise UsageError(f"{path} resizes to {raw}; sizes must be whole numbers of pixels, give --size HEIGHTxWIDTH")
+        raise UsageError(f"{path} resizes to {value}; sizes must be whole numbers of pixels, give --size HEIGHTxWIDTH")
     resample = config.get("resample", 2)
     if not isinstance(resample, int) or resample not in PIL_FILTERS:
         names = ", ".join(f"{number} {name}" for number, name in PIL_FILTERS.items())

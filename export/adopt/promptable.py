@@ -148,8 +148,8 @@ def _unify_decoder(decoder: Adoption, embeddings: Sequence[str], spec: InputSpec
     if inputs - set(_PUBLISHED) - _MASK_INPUTS != set(embeddings):
         return
     rows, columns = _mask_size(decoder.model, spec)
-    known = {"mask_input": np.zeros((1, 1, rows, columns)), "has_mask_input": [0], "orig_im_size": [rows, columns]}
-    for sentence in bake_inputs(decoder.model, known):
+    constants = {"mask_input": np.zeros((1, 1, rows, columns)), "has_mask_input": [0], "orig_im_size": [rows, columns]}
+    for sentence in bake_inputs(decoder.model, constants):
         decoder.note(sentence)
     for name, new_name in _PUBLISHED.items():
         rename_input(decoder.model, name, new_name)
@@ -166,8 +166,10 @@ def _decoder_outputs(model: onnx.ModelProto, path: Path, embeddings: list[str]) 
                 f"{path} takes one embedding and the encoder gives {len(embeddings)} ({', '.join(embeddings)}); "
                 "are they of one model?"
             )
-        if missing := {"low_res_masks", "iou_predictions"} - set(outputs):
-            raise BundleError(f"{path} lacks SAM's outputs {', '.join(sorted(missing))}; export it as SAM's authors do")
+        if missing_names := {"low_res_masks", "iou_predictions"} - set(outputs):
+            raise BundleError(
+                f"{path} lacks SAM's outputs {', '.join(sorted(missing_names))}; export it as SAM's authors do"
+            )
         return "official", "low_res_masks", "iou_predictions"
     if inputs == _BATCHED | set(embeddings):
         masks = [name for name, axes in outputs.items() if axes == 4]
@@ -209,7 +211,9 @@ def _try_decoder(bundle: Bundle, embeddings: Sequence[NDArray[np.float32]]) -> P
         raise BundleError(f"run once, the decoder gave masks {masks.shape} with scores {scores.shape}; refused")
     if not (np.isfinite(masks).all() and np.isfinite(scores).all()):
         raise BundleError("run on a picture, the decoder gave masks or scores that are not finite; refused")
-    known = dataclasses.replace(prompt, num_masks=masks.shape[1], mask_height=masks.shape[2], mask_width=masks.shape[3])
+    prompt_spec = dataclasses.replace(
+        prompt, num_masks=masks.shape[1], mask_height=masks.shape[2], mask_width=masks.shape[3]
+    )
     two = point_prompts(np.repeat(np.repeat(points[:, :1], 3, axis=1), 2, axis=0))
-    PromptDecoder(dataclasses.replace(bundle, prompt=known), decoder).run(embeddings, two)
-    return known
+    PromptDecoder(dataclasses.replace(bundle, prompt=prompt_spec), decoder).run(embeddings, two)
+    return prompt_spec

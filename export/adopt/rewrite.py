@@ -136,16 +136,18 @@ def add_complement(
     value = next(value for value in model.graph.output if value.name == output)
     code = value.type.tensor_type.elem_type
     dtype = helper.tensor_dtype_to_np_dtype(code)
-    scores, constant, rest = (_unused_name(model, name) for name in ("scores", "complement_constant", "complement"))
+    scores, constant, complement = (
+        _unused_name(model, name) for name in ("scores", "complement_constant", "complement")
+    )
     if activation == "sigmoid":
         number, operator, operands = 0, "Mul", [output, constant]
     else:
         number, operator, operands = 1, "Sub", [constant, output]
     model.graph.initializer.append(numpy_helper.from_array(np.asarray(number).astype(dtype), constant))
-    channels = [rest, output] if background_first else [output, rest]
+    channels = [complement, output] if background_first else [output, complement]
     model.graph.node.extend(
         [
-            helper.make_node(operator, operands, [rest], name=f"/{rest}"),
+            helper.make_node(operator, operands, [complement], name=f"/{complement}"),
             helper.make_node("Concat", channels, [scores], name=f"/{scores}", axis=class_axis),
         ]
     )

@@ -103,24 +103,24 @@ def bundle_from_onnx(
     name, size = adoption.image_input(layout, size, preprocessing)
     spec = InputSpec(name=name, layout=layout, height=size[0], width=size[1], **preprocessing)
     scores = _score_output(adoption.model, output_name)
-    scores, cut = cut_argmax(adoption.model, scores)
-    adoption.note(cut)
+    scores, note = cut_argmax(adoption.model, scores)
+    adoption.note(note)
     score_value = next(value for value in adoption.model.graph.output if value.name == scores)
     names, foreground = _class_names(score_value, classes, background, layout)
     class_axis = _class_axis(score_value, 1 if foreground is not None else len(names), layout)
-    raw = OutputSpec(name=scores, activation=activation, class_axis=class_axis)
+    score_output = OutputSpec(name=scores, activation=activation, class_axis=class_axis)
     if background is None and foreground is not None:
         background = BACKGROUND
     if background is not None and background not in names:
         raise UsageError(f"the background {background!r} is not one of the classes: {name_list(names)}")
     with staged(folder) as staging:
         tensors = trial_tensors(spec, images)
-        files = adoption.write(staging, spec, [raw.name], tensors)
-        maps = [values[0] for values in Trial(files[0], name, [raw.name]).steady_outputs(tensors)]
-        _check_values(maps, raw, 1 if foreground is not None else len(names))
-        outputs = [raw]
+        files = adoption.write(staging, spec, [score_output.name], tensors)
+        maps = [values[0] for values in Trial(files[0], name, [score_output.name]).steady_outputs(tensors)]
+        _check_values(maps, score_output, 1 if foreground is not None else len(names))
+        outputs = [score_output]
         if foreground is not None:
-            outputs = [_two_channels(adoption, raw, background_first=foreground == 1)]
+            outputs = [_two_channels(adoption, score_output, background_first=foreground == 1)]
         if features_name is not None:
             features, sentence = expose_features(adoption.model, features_name)
             adoption.note(sentence)
@@ -224,9 +224,9 @@ def _class_axis(value: onnx.ValueInfoProto, num_channels: int, layout: Layout) -
         )
     if shape and len(shape) != 4:
         raise BundleError(f"the output {value.name!r} has {len(shape)} axes; a batch of score maps has four")
-    preferred, other = (1, 3) if layout == "NCHW" else (3, 1)
+    preferred, alternative = (1, 3) if layout == "NCHW" else (3, 1)
     sizes = {axis: shape[axis] if shape else None for axis in (1, 3)}
-    for axis in (preferred, other):
+    for axis in (preferred, alternative):
         if sizes[axis] == num_channels:
             return axis
     if sizes[preferred] is None:

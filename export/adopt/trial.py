@@ -90,8 +90,8 @@ class Trial:
                     raise BundleError(f"run on generated images, the model gives a {name} that is not finite; refused")
         self._compare(outputs[0], self._run_batch([tensors[0]], size, pad=tensors[0]), REPEAT_ERROR, 0.0, _CHANCE)
         if size > 1 or self._batch is None:
-            for other in tensors[1:3]:
-                batched = self._run_batch([tensors[0]], max(size, 2), pad=other)
+            for filler in tensors[1:3]:
+                batched = self._run_batch([tensors[0]], max(size, 2), pad=filler)
                 self._compare(outputs[0], batched, BATCH_ERROR, BATCH_SHARE, _NEIGHBORS)
         return outputs
 

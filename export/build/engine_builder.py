@@ -320,8 +320,8 @@ def _interrupt_sets(flag: threading.Event) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, lambda *_: flag.set())
+    old_handler = signal.signal(signal.SIGINT, lambda *_: flag.set())
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, old_handler)

@@ -89,10 +89,12 @@ def build(
     )
     for role in roles_of(model):
         with _phases() as observer:
-            built = build_engine(model, role=role, precision=precision, options=options, observer=observer, say=say)
-        model, engine = built.bundle, built.engine
-        done = "there already" if built.reused else "built"
-        say(f"{done}: {model.path / engine.path} ({engine.bytes:,} bytes, {engine.gpu}, {engine.tensorrt})")
+            build_result = build_engine(
+                model, role=role, precision=precision, options=options, observer=observer, say=say
+            )
+        model, engine = build_result.bundle, build_result.engine
+        outcome = "there already" if build_result.reused else "built"
+        say(f"{outcome}: {model.path / engine.path} ({engine.bytes:,} bytes, {engine.gpu}, {engine.tensorrt})")
     if gate_images is None:
         say(
             "the engine has not passed the gate yet, and `maskmill label` refuses it: run "

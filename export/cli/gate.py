@@ -166,8 +166,8 @@ class ToleranceGroup(OptionGroup):
         values = {name: value for name, value in asdict(self).items() if value is not None}
         names = values.pop("require_classes", None)
         if names is not None:
-            required = tuple(name.strip() for name in names.split(",") if name.strip())
-            values["required_classes"] = bundle.classes if required == ("all",) else required
+            required_names = tuple(name.strip() for name in names.split(",") if name.strip())
+            values["required_classes"] = bundle.classes if required_names == ("all",) else required_names
         tolerances = Tolerances(**values)
         if overrides := tolerances.overrides():
             say(f"tolerances changed: {', '.join(f'{name} {describe_limit(v)}' for name, v in overrides.items())}")
@@ -219,11 +219,11 @@ def convert_bundle(
         threads=usable_processors(),
     )
     photos = sample.open(images, model.input.bands)
-    converted = convert(model, precision, photos, how=how, on_fail=on_fail, say=say)
+    new_bundle = convert(model, precision, photos, how=how, on_fail=on_fail, say=say)
     say(photos.summary.line())
-    for entry in converted.files:
+    for entry in new_bundle.files:
         if entry.derived_from and entry not in model.files:
-            say(f"wrote {converted.path / entry.path} ({entry.bytes:,} bytes)")
+            say(f"wrote {new_bundle.path / entry.path} ({entry.bytes:,} bytes)")
 
 
 @reads_urls
@@ -272,13 +272,17 @@ def prove(
         say(photos.summary.line())
         require_pass(*verdicts)
         return
-    known = sorted({file.precision for file in model.files if file.derived_from and file.role != "external-data"})
-    precisions: list[str | None] = [precision] if precision or provider != "cpu" else [*known]
+    converted_precisions = sorted(
+        {file.precision for file in model.files if file.derived_from and file.role != "external-data"}
+    )
+    precisions: list[str | None] = [precision] if precision or provider != "cpu" else [*converted_precisions]
     if not precisions:
         raise UsageError(f"{bundle} has no conversion to check; make one with `maskmill convert`")
     failures = []
-    for each in precisions:
-        verdicts = prove_artifact(model, provider, each, photos, tolerances, threads=usable_processors(), batch=batch)
+    for candidate in precisions:
+        verdicts = prove_artifact(
+            model, provider, candidate, photos, tolerances, threads=usable_processors(), batch=batch
+        )
         say(describe(verdicts[0]))
         failures += [verdict for verdict in verdicts if not verdict.passed]
     say(photos.summary.line())
@@ -347,10 +351,10 @@ def tune_bundle(
     model = Bundle.load(bundle)
     model.verify()
     tolerances = limits.tolerances(model)
-    wanted = [name.strip() for name in precisions.split(",")] if precisions else []
+    precision_names = [name.strip() for name in precisions.split(",")] if precisions else []
     photos = sample.open(images, model.input.bands)
     choice, rows = tune(
-        model, photos, precisions=wanted, seconds=seconds, tolerances=tolerances, say=None if as_json else say
+        model, photos, precisions=precision_names, seconds=seconds, tolerances=tolerances, say=None if as_json else say
     )
     print_rows(rows, as_json=as_json)
     if not as_json:

@@ -204,10 +204,10 @@ def import_model(
     }
     settings.update({name: value for name, value in stated.items() if value is not None})
     if numbers is not None:
-        shown = None if display_bands is None else parse_bands(display_bands, "--display-bands")
-        if shown is not None and len(shown) != 3:
+        display_numbers = None if display_bands is None else parse_bands(display_bands, "--display-bands")
+        if display_numbers is not None and len(display_numbers) != 3:
             raise UsageError(f"--display-bands must be three band numbers, got {display_bands!r}")
-        settings = with_bands(settings, numbers, sample_type, shown)
+        settings = with_bands(settings, numbers, sample_type, display_numbers)
     elif sample_type != "uint8" or display_bands is not None:
         raise UsageError("--sample-type and --display-bands apply to --bands; give it as well")
     photo = None if preview is None else read_photo(preview, settings.get("bands"))
@@ -286,7 +286,7 @@ def cam_head(
     from ..adopt.cam_head import fit_cam_head
 
     source = open_source(images)
-    fitted, report = fit_cam_head(
+    result, report = fit_cam_head(
         Bundle.load(bundle),
         source,
         ImageLabels.load(image_labels),
@@ -297,7 +297,7 @@ def cam_head(
         precision = report.precision[name]
         say(f"  {name}: {count} images, average precision {'-' if precision is None else f'{precision:.3f}'}")
     say(
-        f"{fitted.path}: {len(fitted.classes)} classes from {report.num_images} images ({report.skipped} not listed); "
+        f"{result.path}: {len(result.classes)} classes from {report.num_images} images ({report.skipped} not listed); "
         f"mean average precision on held-out images {report.mean_precision:.3f}"
     )
     say(SourceSummary(images=report.num_images, skipped=source.skipped).line())

@@ -97,8 +97,8 @@ def measure(
 def print_rows(rows: Sequence[Row], *, as_json: bool = False) -> None:
     """Print the rows as a table, or as JSON."""
     if as_json:
-        raw = [{**dataclasses.asdict(row), "verdict": row.verdict and row.verdict.to_dict()} for row in rows]
-        print(json.dumps(raw, indent=2))
+        documents = [{**dataclasses.asdict(row), "verdict": row.verdict and row.verdict.to_dict()} for row in rows]
+        print(json.dumps(documents, indent=2))
         return
     from ...engine.report.terminal import PlainConsole, figures_table
 
@@ -130,20 +130,20 @@ def throughput(session: Session, inputs: Sequence[NDArray[np.float32]], *, calle
         for start in range(0, len(inputs), size)
     ]
     session.run(batches[0])
-    done = [0] * callers
+    counts = [0] * callers
     start = time.perf_counter()
 
     def call(index: int) -> None:
         while time.perf_counter() - start < seconds:
-            session.run(batches[(index + done[index]) % len(batches)])
-            done[index] += 1
+            session.run(batches[(index + counts[index]) % len(batches)])
+            counts[index] += 1
 
     threads = [threading.Thread(target=call, args=(index,)) for index in range(callers)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return size * sum(done) / (time.perf_counter() - start)
+    return size * sum(counts) / (time.perf_counter() - start)
 
 
 def _row(

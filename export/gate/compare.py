@@ -54,13 +54,13 @@ def differences(
     """Return the name and the difference of every distinct image; see :func:`compare`."""
     run, differ = TASKS[reference.bundle.task]
     images = _distinct(images)
-    ahead = list(islice(images, 2))
-    batch = batch or batch_size(reference, ahead)
+    first_images = list(islice(images, 2))
+    batch = batch or batch_size(reference, first_images)
     limit = candidate.sessions[_first_role(reference)].max_batch
     if limit is not None and limit < batch:
         raise GateError(f"the artifact takes a batch of {limit} only, its reference any; its batch axis was frozen")
-    compared: list[tuple[str, Difference]] = []
-    for chunk in _chunks(chain(ahead, images), batch):
+    pairs: list[tuple[str, Difference]] = []
+    for chunk in _chunks(chain(first_images, images), batch):
         photos = [photo for _, photo in chunk]
         expected = [view for photo in photos for view in run(reference, [photo])]
         try:
@@ -68,8 +68,8 @@ def differences(
         except SessionError as error:
             raise GateError(f"the artifact does not run on an input of its reference: {error}") from error
         for (name, _), reference_view, view in zip(chunk, expected, actual, strict=True):
-            compared.append((name, differ(reference_view, view, min_share)))
-    return compared
+            pairs.append((name, differ(reference_view, view, min_share)))
+    return pairs
 
 
 def batch_size(reference: Side, images: Sequence[GateImage]) -> int:
@@ -79,18 +79,18 @@ def batch_size(reference: Side, images: Sequence[GateImage]) -> int:
     return 2 if free and _runs(run, reference, images[:2]) else 1
 
 
-def summarize(compared: Sequence[tuple[str, Difference]], classes: Sequence[str] = ()) -> Metrics:
+def summarize(pairs: Sequence[tuple[str, Difference]], classes: Sequence[str] = ()) -> Metrics:
     """Reduce the differences of all images to a few numbers; ``classes`` are the names of the model's classes.
 
     Raises :class:`GateError` if there is no image.
     """
-    if not compared:
+    if not pairs:
         raise GateError("there is no image to compare on")
-    parts = [difference for _, difference in compared]
-    worst_image, worst = min(compared, key=lambda pair: pair[1].iou)
+    parts = [difference for _, difference in pairs]
+    worst_image, worst = min(pairs, key=lambda pair: pair[1].iou)
     overlaps = [difference.overlap for difference in parts if difference.overlap is not None]
     intersection, union = np.sum(overlaps, axis=0) if overlaps else np.zeros((2, 0), np.int64)
-    counted = classes if any(difference.seen for difference in parts) else ()
+    class_names = classes if any(difference.seen for difference in parts) else ()
     return Metrics(
         images=len(parts),
         agreement=float(np.mean([difference.agreement for difference in parts])),
@@ -101,7 +101,7 @@ def summarize(compared: Sequence[tuple[str, Difference]], classes: Sequence[str]
         max_error=max(difference.max_error for difference in parts),
         nonfinite=sum(not difference.finite for difference in parts),
         score_quantile_shift=_quantile_shift(parts),
-        class_images={name: sum(index in part.seen for part in parts) for index, name in enumerate(counted)},
+        class_images={name: sum(index in part.seen for part in parts) for index, name in enumerate(class_names)},
         class_iou={
             name: float(intersection[index] / union[index])
             for index, name in enumerate(classes[: len(union)])
@@ -139,13 +139,13 @@ def _chunks(images: Iterable[GateImage], size: int) -> Iterator[tuple[GateImage,
         yield chunk
 
 
-def _quantile_shift(compared: Sequence[Difference]) -> float:
+def _quantile_shift(differences: Sequence[Difference]) -> float:
     """Return the largest move of a score quantile, over everything and per class that enough images show."""
-    classes = np.concatenate([difference.classes for difference in compared])
-    scores = np.concatenate([difference.scores for difference in compared], axis=1)
+    classes = np.concatenate([difference.classes for difference in differences])
+    scores = np.concatenate([difference.scores for difference in differences], axis=1)
     # a score that is not finite is in no prediction set
     scores = np.where(np.isfinite(scores), scores, 1.0)
-    num_images = np.bincount(np.concatenate([np.unique(difference.classes) for difference in compared]))
+    num_images = np.bincount(np.concatenate([np.unique(difference.classes) for difference in differences]))
     parts = [scores, *(scores[:, classes == index] for index in np.flatnonzero(num_images >= CLASS_IMAGES))]
     quantiles = [np.quantile(part, LEVELS, axis=1, method="higher") for part in parts]
     return max(float(np.abs(pair[:, 0] - pair[:, 1]).max()) for pair in quantiles)

@@ -213,16 +213,16 @@ def _widened(tensor: onnx.TensorProto) -> onnx.TensorProto:
 
 def _widen_attributes(node: onnx.NodeProto) -> None:
     """Set types and tensors in a node's attributes to fp32."""
-    small: Sequence[int] = (_FLOAT16, _BFLOAT16)
+    narrow_types: Sequence[int] = (_FLOAT16, _BFLOAT16)
     for attribute in node.attribute:
         if attribute.HasField("g") or attribute.graphs:
-            if any(code in small for graph in (attribute.g, *attribute.graphs) for code in _types_within(graph)):
+            if any(code in narrow_types for graph in (attribute.g, *attribute.graphs) for code in _types_within(graph)):
                 raise ExportError(
                     f"the node {node_name(node)} has 16-bit tensors in its subgraph, which is not emulated"
                 )
-        elif attribute.name in ("to", "dtype", "output_dtype") and attribute.i in small:
+        elif attribute.name in ("to", "dtype", "output_dtype") and attribute.i in narrow_types:
             attribute.i = _FLOAT
-        elif attribute.HasField("t") and attribute.t.data_type in small:
+        elif attribute.HasField("t") and attribute.t.data_type in narrow_types:
             attribute.t.CopyFrom(_widened(attribute.t))
 
 

@@ -161,9 +161,9 @@ def judge(
     tolerances = tolerances or Tolerances()
     check_required_classes(reference, tolerances)
     images = iter(images)
-    ahead = list(islice(images, 2))
-    batch = batch or batch_size(reference, ahead)
-    metrics = compare(reference, candidate, chain(ahead, images), batch=batch, min_share=tolerances.min_share)
+    first_images = list(islice(images, 2))
+    batch = batch or batch_size(reference, first_images)
+    metrics = compare(reference, candidate, chain(first_images, images), batch=batch, min_share=tolerances.min_share)
     return verdicts_of(reference, candidate, metrics, tolerances, batch=batch, findings=findings)
 
 

@@ -47,12 +47,12 @@ def prove(bundle: Bundle, originals: Mapping[str, Session], images: Iterable[Gat
     from ...kernels.processors import usable_processors
 
     photos = generated_images(bundle.input) if images is None else images
-    converted: dict[str, Session] = {
+    sessions: dict[str, Session] = {
         role: OnnxSession(bundle, role=role, threads=usable_processors()) for role in originals
     }
-    output_errors(bundle, originals, converted, list(islice(photos, _BATCH)))
+    output_errors(bundle, originals, sessions, list(islice(photos, _BATCH)))
     reference = Side(bundle=bundle, sessions=originals)
-    verdicts = judge(reference, Side(bundle=bundle, sessions=converted), photos, tolerances=TOLERANCES)
+    verdicts = judge(reference, Side(bundle=bundle, sessions=sessions), photos, tolerances=TOLERANCES)
     require_pass(*verdicts)
     for verdict in verdicts:
         bundle = add_verdict(bundle, verdict)
@@ -60,7 +60,7 @@ def prove(bundle: Bundle, originals: Mapping[str, Session], images: Iterable[Gat
 
 
 def output_errors(
-    bundle: Bundle, originals: Mapping[str, Session], converted: Mapping[str, Session], photos: Sequence[GateImage]
+    bundle: Bundle, originals: Mapping[str, Session], sessions: Mapping[str, Session], photos: Sequence[GateImage]
 ) -> dict[str, float]:
     """Return the largest absolute error of each raw output, by name, on at most four photos.
 
@@ -73,7 +73,7 @@ def output_errors(
         for feed in feeds:
             expected = original.run(feed)
             try:
-                actual = converted[role].run(feed)
+                actual = sessions[role].run(feed)
             except SessionError as error:
                 raise GateError(f"the exported {role} does not run on an input of the module: {error}") from error
             for output, reference, array in _paired(bundle.outputs_of(role), expected, actual):

@@ -41,10 +41,10 @@ def prove_artifact(
         raise UsageError(
             f"{bundle.location} in {precision or 'its first precision'} on {provider} is the original itself"
         )
-    changed = Bundle.load(bundle.path)
+    new_bundle = Bundle.load(bundle.path)
     for verdict in verdicts:
-        changed = add_verdict(changed, verdict)
-    changed.save()
+        new_bundle = add_verdict(new_bundle, verdict)
+    new_bundle.save()
     return verdicts
 
 
@@ -70,8 +70,8 @@ def judge_artifact(
     emulated = provider == "cpu" and precision in EMULATED
     sessions: dict[str, Session] = {}
     for role in roles:
-        missing = all(file.role != role or precision not in (None, file.precision) for file in bundle.files)
-        if missing and provider != "engine" and len(roles) > 1:
+        is_missing = all(file.role != role or precision not in (None, file.precision) for file in bundle.files)
+        if is_missing and provider != "engine" and len(roles) > 1:
             sessions[role] = originals[role]
         elif emulated:
             sessions[role] = emulated_session(bundle, role, str(precision), threads)

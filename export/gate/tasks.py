@@ -76,10 +76,10 @@ class _Semantic:
 def _run_semantic(side: Side, photos: Sequence[NDArray[np.uint8]]) -> Iterator[_Semantic]:
     predictor = SemanticPredictor(side.bundle, side.sessions["model"], batch=len(photos))
     for view in predictor.run([predictor.prepare(photo) for photo in photos]):
-        raw = np.asarray(view.scores, np.float32)
-        raw = raw if view.layout == "CHW" else np.moveaxis(raw, -1, 0)
-        raw = raw[:, : math.ceil(view.region[2]), : math.ceil(view.region[3])]
-        yield _Semantic(raw, _activate(raw, view.activation))
+        scores = np.asarray(view.scores, np.float32)
+        scores = scores if view.layout == "CHW" else np.moveaxis(scores, -1, 0)
+        scores = scores[:, : math.ceil(view.region[2]), : math.ceil(view.region[3])]
+        yield _Semantic(scores, _activate(scores, view.activation))
 
 
 def _differ_semantic(expected: _Semantic, actual: _Semantic, min_share: float) -> Difference:
@@ -207,22 +207,22 @@ def _run_detector(side: Side, photos: Sequence[NDArray[np.uint8]]) -> Iterator[t
 
 def _differ_detector(expected: tuple[Boxes, bool], actual: tuple[Boxes, bool], _: float) -> Difference:
     """Pair the boxes of one class that overlap most, best first; a box without a partner has an IoU of 0."""
-    (boxes, _), (others, finite) = expected, actual
-    overlaps = _box_ious(boxes, others)
+    (boxes, _), (actual_boxes, finite) = expected, actual
+    overlaps = _box_ious(boxes, actual_boxes)
     pairs = []
     for row in range(len(boxes)):
-        column = int(overlaps[row].argmax()) if len(others) else -1
+        column = int(overlaps[row].argmax()) if len(actual_boxes) else -1
         if column >= 0 and overlaps[row, column] >= 0.5:
             pairs.append((row, column, float(overlaps[row, column])))
             overlaps[:, column] = 0
-    num = max(len(boxes), len(others), 1)
+    num = max(len(boxes), len(actual_boxes), 1)
     rows, columns = ([pair[index] for pair in pairs] for index in (0, 1))
-    scores = np.stack([boxes.scores[rows], others.scores[columns]])
+    scores = np.stack([boxes.scores[rows], actual_boxes.scores[columns]])
     mean_error, max_error = _errors(*scores) if pairs else (0.0, 0.0)
-    same = 1.0 if not len(boxes) and not len(others) else len(pairs) / num
+    pair_share = 1.0 if not len(boxes) and not len(actual_boxes) else len(pairs) / num
     return Difference(
-        agreement=same if finite else 0.0,
-        iou=(1.0 if same == 1.0 and not pairs else sum(pair[2] for pair in pairs) / num) if finite else 0.0,
+        agreement=pair_share if finite else 0.0,
+        iou=(1.0 if pair_share == 1.0 and not pairs else sum(pair[2] for pair in pairs) / num) if finite else 0.0,
         mean_error=mean_error if finite else math.inf,
         max_error=max_error if finite else math.inf,
         finite=finite,
@@ -236,9 +236,9 @@ def _box_ious(first: Boxes, second: Boxes) -> NDArray[np.float64]:
     """Compute the IoU (n, m) of boxes of the same class, 0 for others."""
     low = np.maximum(first.boxes[:, None, :2], second.boxes[None, :, :2])
     high = np.minimum(first.boxes[:, None, 2:], second.boxes[None, :, 2:])
-    both = np.clip(high - low, 0, None).prod(axis=2, dtype=np.float64)
+    intersections = np.clip(high - low, 0, None).prod(axis=2, dtype=np.float64)
     areas = [(part.boxes[:, 2:] - part.boxes[:, :2]).prod(axis=1, dtype=np.float64) for part in (first, second)]
-    ious = both / (areas[0][:, None] + areas[1][None] - both)
+    ious = intersections / (areas[0][:, None] + areas[1][None] - intersections)
     return np.where(first.classes[:, None] == second.classes[None], ious, 0.0)
 
 

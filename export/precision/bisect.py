@@ -31,15 +31,15 @@ def smallest_subset(items: Sequence[T], enough: Callable[[frozenset[T]], bool], 
         num_tests += 1
         return enough(chosen)
 
-    def search(background: frozenset[T], changed: bool, candidates: Sequence[T]) -> frozenset[T]:
-        if changed and is_enough(background):
+    def search(background: frozenset[T], has_changed: bool, candidates: Sequence[T]) -> frozenset[T]:
+        if has_changed and is_enough(background):
             return frozenset()
         if len(candidates) == 1:
             return frozenset(candidates)
         half = len(candidates) // 2
         first, second = candidates[half:], candidates[:half]
-        needed = search(background | frozenset(first), True, second)
-        return needed | search(background | needed, bool(needed), first)
+        subset = search(background | frozenset(first), True, second)
+        return subset | search(background | subset, bool(subset), first)
 
     if not items or is_enough(frozenset()):
         return frozenset()

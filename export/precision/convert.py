@@ -99,14 +99,14 @@ def convert(
     refusals = []
     for step in steps:
         try:
-            converted, verdicts = converter.mixed() if step == "mixed" else converter.uniform(step)
+            new_bundle, verdicts = converter.mixed() if step == "mixed" else converter.uniform(step)
         except (GateError, ExportError) as error:
             refusals.append(f"{step} is refused: {error}")
             if len(steps) > 1:
                 say(refusals[-1])
             continue
         say(describe(verdicts[0]))
-        return converted
+        return new_bundle
     raise GateError(f"{bundle.location} stays in {bundle.files[0].precision}; {'; '.join(refusals)}")
 
 
@@ -148,24 +148,24 @@ class _Converter:
         keep = set(self._how.keep_fp32)
         for _ in range(ROUNDS):
             graphs, fp32_nodes = self._graphs("fp16", keep)
-            compared = self._differences(graphs, "mixed")
-            if not failures_of(self._summary(compared), self._how.tolerances):
-                return self._pass_or_raise("mixed", graphs, fp32_nodes, compared)
+            differences = self._differences(graphs, "mixed")
+            if not failures_of(self._summary(differences), self._how.tolerances):
+                return self._pass_or_raise("mixed", graphs, fp32_nodes, differences)
             touching = {
                 name
                 for role in self._roles
                 for name in nodes_touching(self._originals[role], self._reference[role].magnitudes, "fp16")
             }
-            keep |= touching if touching - keep else self._search(keep, compared)
+            keep |= touching if touching - keep else self._search(keep, differences)
         raise GateError(f"no small set of nodes in fp32 makes it pass; tried {len(keep)} nodes")
 
-    def _search(self, keep: Collection[str], compared: Differences) -> frozenset[str]:
+    def _search(self, keep: Collection[str], pairs: Differences) -> frozenset[str]:
         """Return further nodes to keep, enough for the worst images."""
-        worst = sorted(compared, key=lambda pair: (pair[1].finite, pair[1].iou))[:BISECT_IMAGES]
+        worst = sorted(pairs, key=lambda pair: (pair[1].finite, pair[1].iou))[:BISECT_IMAGES]
         names = {name for name, _ in worst}
         tolerances = self._how.tolerances
         # failing images that are not used here are left to the next round
-        rest = [pair for pair in compared if pair[0] not in names and pair[1].iou >= tolerances.worst_iou]
+        remainder = [pair for pair in pairs if pair[0] not in names and pair[1].iou >= tolerances.worst_iou]
         photos = list(self._images.only(names))
         reference = {role: Memory(session) for role, session in self._reference.items()}
         limits = dataclasses.replace(tolerances, min_images=1, required_classes=())
@@ -175,7 +175,7 @@ class _Converter:
             side = Side(bundle=self._bundle, sessions=self._sessions(graphs, "mixed"))
             remembered = Side(bundle=self._bundle, sessions=reference)
             tried = differences(remembered, side, photos, min_share=tolerances.min_share)
-            return not failures_of(self._summary([*rest, *tried]), limits)
+            return not failures_of(self._summary([*remainder, *tried]), limits)
 
         candidates = [name for names in self._names.values() for name in names if name not in keep]
         return smallest_subset(candidates, enough, budget=BISECT_BUDGET)
@@ -189,10 +189,10 @@ class _Converter:
         for role in self._roles:
             names = [name for name in self._names[role] if name in keep]
             if precision in get_args(Precision16):
-                converted = in_16_bit(self._originals[role], precision, keep_fp32=names)  # type: ignore[arg-type]
+                conversion = in_16_bit(self._originals[role], precision, keep_fp32=names)  # type: ignore[arg-type]
             else:
                 how = self._how
-                converted = in_8_bit(
+                conversion = in_8_bit(
                     self._bundle,
                     role,
                     precision,  # type: ignore[arg-type]
@@ -202,9 +202,9 @@ class _Converter:
                     symmetric=how.symmetric,
                     threads=how.threads,
                 )
-            if converted.converted:
-                graphs[role] = converted.model
-                fp32_nodes += converted.fp32_nodes
+            if conversion.converted:
+                graphs[role] = conversion.model
+                fp32_nodes += conversion.fp32_nodes
         if not graphs:
             raise ExportError(f"no node would be in {precision}")
         return graphs, tuple(fp32_nodes)
@@ -235,11 +235,11 @@ class _Converter:
         precision: str,
         graphs: Mapping[str, onnx.ModelProto],
         fp32_nodes: tuple[str, ...],
-        compared: Differences | None = None,
+        differences: Differences | None = None,
     ) -> tuple[Bundle, tuple[Verdict, ...]]:
         """Judge the graphs and write them with their verdicts; if they fail, nothing is written."""
         bundle = self._bundle
-        compared = self._differences(graphs, precision) if compared is None else compared
+        differences = self._differences(graphs, precision) if differences is None else differences
         with tempfile.TemporaryDirectory(dir=bundle.path, prefix=".conversion-") as folder:
             staging, entries = Path(folder), []
             for role, graph in graphs.items():
@@ -249,7 +249,7 @@ class _Converter:
             verdicts = verdicts_of(
                 reference,
                 Side(bundle=bundle, sessions=self._sessions(graphs, precision, artifacts)),
-                self._summary(compared),
+                self._summary(differences),
                 self._how.tolerances,
                 batch=batch_size(reference, list(islice(self._images, 2))),
                 findings=Findings(
@@ -262,12 +262,12 @@ class _Converter:
             require_pass(*verdicts)
             for entry in entries:
                 os.replace(staging / entry.path, bundle.path / entry.path)
-        converted = with_files(Bundle.load(bundle.path), entries)
+        new_bundle = with_files(Bundle.load(bundle.path), entries)
         for verdict in verdicts:
-            converted = add_verdict(converted, verdict)
-        converted.save()
-        remove_unlisted(bundle, converted)
-        return converted, verdicts
+            new_bundle = add_verdict(new_bundle, verdict)
+        new_bundle.save()
+        remove_unlisted(bundle, new_bundle)
+        return new_bundle, verdicts
 
     def _faults(self, precision: str) -> tuple[str, ...]:
         """Describe the nodes whose values the precision cannot hold."""

@@ -119,9 +119,9 @@ def _with_channel_scales(path: Path, folder: Path) -> Path:
     """
     import onnx
 
-    raised = at_least_opset(onnx.load_model(path), _CHANNEL_OPSET, "scales by channel")
+    model = at_least_opset(onnx.load_model(path), _CHANNEL_OPSET, "scales by channel")
     source = folder / "source.onnx"
-    onnx.save_model(raised, source, save_as_external_data=raised.ByteSize() > _LARGEST_FILE, location="source.data")
+    onnx.save_model(model, source, save_as_external_data=model.ByteSize() > _LARGEST_FILE, location="source.data")
     return source
 
 
@@ -190,8 +190,8 @@ def _quantize_fp8(source: Path, target: Path, feeds: Iterator[dict[str, NDArray[
         from modelopt.onnx.quantization import quantize
     except ImportError as error:
         raise MissingPackageError("nvidia-modelopt", "modelopt", "quantizing to fp8") from error
-    collected = list(feeds)
-    data = {name: np.concatenate([feed[name] for feed in collected]) for name in collected[0]}
+    batches = list(feeds)
+    data = {name: np.concatenate([feed[name] for feed in batches]) for name in batches[0]}
     quantize(
         onnx_path=str(source),
         quantize_mode="fp8",

@@ -83,8 +83,8 @@ def in_16_bit(model: onnx.ModelProto, precision: Precision16, *, keep_fp32: Coll
         reason = "kept by the caller" if node_name(node) in keep_fp32 else conversion.obstacle(node)
         if reason:
             fp32_nodes[node_name(node)] = reason
-    converted = conversion.rewrite(fp32_nodes)
-    return Converted(model=result, converted=converted, fp32_nodes=fp32_nodes)
+    node_names = conversion.rewrite(fp32_nodes)
+    return Converted(model=result, converted=node_names, fp32_nodes=fp32_nodes)
 
 
 class _Conversion:
@@ -104,12 +104,12 @@ class _Conversion:
         if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
             return "it holds a subgraph"
         inputs, outputs = self._formal(node)
-        if not any(name in self._floats and allowed for name, allowed in zip(node.input, inputs, strict=True)):
+        if not any(name in self._floats and is_allowed for name, is_allowed in zip(node.input, inputs, strict=True)):
             return f"{node.op_type} takes no {self._precision}"
-        if not all(allowed for name, allowed in zip(node.output, outputs, strict=True) if name in self._floats):
+        if not all(is_allowed for name, is_allowed in zip(node.output, outputs, strict=True) if name in self._floats):
             return f"{node.op_type} gives no {self._precision}"
-        for name, allowed in zip(node.input, inputs, strict=True):
-            if allowed and name in self._weights and name in self._floats and self._is_beyond(name):
+        for name, is_allowed in zip(node.input, inputs, strict=True):
+            if is_allowed and name in self._weights and name in self._floats and self._is_beyond(name):
                 return f"its weight {name} is beyond the range of {self._precision}"
         return ""
 
@@ -122,7 +122,7 @@ class _Conversion:
                 low.update(name for name in node.output if name in self._floats)
         wants_low, wants_full = self._readers(fp32_nodes)
         wants_full |= {value.name for value in graph.output}
-        nodes, converted = [], []
+        nodes, names = [], []
         for name in [value.name for value in graph.input]:
             if name in wants_low and name not in self._weights:
                 nodes.append(self._cast(name, self._low(name), self._code))
@@ -134,7 +134,7 @@ class _Conversion:
             name = node_name(node)
             outputs = [output for output in node.output if output in self._floats]
             if outputs and name not in fp32_nodes:
-                converted.append(name)
+                names.append(name)
                 formal_types, _ = self._formal(node)
                 for index, value in enumerate(node.input):
                     if value in self._floats and formal_types[index]:
@@ -152,19 +152,19 @@ class _Conversion:
         del graph.node[:]
         graph.node.extend(nodes)
         del graph.value_info[:]
-        return tuple(converted)
+        return tuple(names)
 
     def _readers(self, fp32_nodes: Mapping[str, str]) -> tuple[set[str], set[str]]:
         """Return the tensors that some node reads in 16 bits, and those that some node reads in float32."""
-        low: set[str] = set()
-        full: set[str] = set()
+        low_values: set[str] = set()
+        fp32_values: set[str] = set()
         for node in self._graph.node:
             converts = node_name(node) not in fp32_nodes and any(name in self._floats for name in node.output)
             formal_types = self._formal(node)[0] if converts else [False] * len(node.input)
             for name, is_low in zip(node.input, formal_types, strict=True):
-                (low if is_low and name in self._floats else full).add(name)
-            full.update(captured_names(node))
-        return low, full
+                (low_values if is_low and name in self._floats else fp32_values).add(name)
+            fp32_values.update(captured_names(node))
+        return low_values, fp32_values
 
     def _formal(self, node: onnx.NodeProto) -> tuple[list[bool], list[bool]]:
         """Return for each input and output of a node whether its operator supports this precision there."""
@@ -174,12 +174,12 @@ class _Conversion:
             schema = onnx.defs.get_schema(node.op_type, self._opsets.get(node.domain, 1), node.domain)
         except onnx.defs.SchemaError:
             return [False] * len(node.input), [False] * len(node.output)
-        allowed = {constraint.type_param_str: constraint.allowed_type_strs for constraint in schema.type_constraints}
+        types_of = {constraint.type_param_str: constraint.allowed_type_strs for constraint in schema.type_constraints}
 
         def takes(formal: Any, num: int) -> list[bool]:
             # the last formal parameter may stand for any number
             types = [formal[min(index, len(formal) - 1)].type_str for index in range(num)]
-            return [self._type in allowed.get(name, (name,)) for name in types]
+            return [self._type in types_of.get(name, (name,)) for name in types]
 
         return takes(schema.inputs, len(node.input)), takes(schema.outputs, len(node.output))
 
@@ -227,7 +227,7 @@ def _bound_masks(graph: onnx.GraphProto, limit: float) -> set[str]:
         for tensor in graph.initializer
         if tensor.data_type == _FLOAT and int(np.prod(tensor.dims)) == 1
     }
-    added: set[str] = set()
+    bound_names: set[str] = set()
     for node in graph.node:
         if node.op_type != "Where":
             continue
@@ -235,18 +235,18 @@ def _bound_masks(graph: onnx.GraphProto, limit: float) -> set[str]:
         for index, value in enumerate(branches):
             if branches[1 - index] == 0 and value < -limit:
                 name = f"{node.input[1 + index]}.bounded"
-                if name not in added:
+                if name not in bound_names:
                     graph.initializer.append(numpy_helper.from_array(np.float32(-limit), name))
-                    added.add(name)
+                    bound_names.add(name)
                 node.input[1 + index] = name
-    return added
+    return bound_names
 
 
 def _lift_constants(graph: onnx.GraphProto) -> None:
     """Turn Constant nodes with tensors into weights, which are converted like all others."""
     from onnx import numpy_helper
 
-    others = []
+    nodes = []
     for node in graph.node:
         value = {attribute.name: attribute for attribute in node.attribute} if node.op_type == "Constant" else {}
         if "value" in value:
@@ -258,6 +258,6 @@ def _lift_constants(graph: onnx.GraphProto) -> None:
             numbers = attribute.f if "value_float" in value else list(attribute.floats)
             graph.initializer.append(numpy_helper.from_array(np.array(numbers, np.float32), node.output[0]))
         else:
-            others.append(node)
+            nodes.append(node)
     del graph.node[:]
-    graph.node.extend(others)
+    graph.node.extend(nodes)

@@ -76,10 +76,10 @@ class Checkpoint:
                 )
             except Exception as error:
                 raise ExportError(f"{self.folder} cannot be loaded as {architecture}: {first_line(error)}") from error
-        missing = sorted(map(str, report["missing_keys"])) + sorted(map(str, report.get("mismatched_keys", ())))
-        if missing:
+        missing_names = sorted(map(str, report["missing_keys"])) + sorted(map(str, report.get("mismatched_keys", ())))
+        if missing_names:
             raise ExportError(
-                f"{self.folder} lacks {len(missing)} weights of a {architecture}, {missing[0]} among them; "
+                f"{self.folder} lacks {len(missing_names)} weights of a {architecture}, {missing_names[0]} among them; "
                 "export a checkpoint of the whole model, head included"
             )
         for name, weight in model.named_parameters():
@@ -95,9 +95,9 @@ class Checkpoint:
         from transformers import AutoTokenizer
 
         if not any(all((self.folder / name).is_file() for name in names) for names in _VOCABULARIES):
-            expected = " or ".join(" and ".join(names) for names in _VOCABULARIES)
+            file_names = " or ".join(" and ".join(names) for names in _VOCABULARIES)
             raise ExportError(
-                f"{self.folder} has no tokenizer files ({expected}); "
+                f"{self.folder} has no tokenizer files ({file_names}); "
                 "class names are encoded with the model's own, so put them beside its weights"
             )
         with _quiet():

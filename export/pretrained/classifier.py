@@ -87,18 +87,18 @@ def _convnext_map(model: Any, image: Tensor) -> Tensor:
 
 def _vit(model: Any, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     body = model.vit
-    hidden = body.embeddings(image, interpolate_pos_encoding=True)
+    states = body.embeddings(image, interpolate_pos_encoding=True)
     *layers, last = body.layers
     for layer in layers:
-        hidden = layer(hidden, None)
-    values = last.attention.o_proj(last.attention.v_proj(last.layernorm_before(hidden)))
-    tokens = hidden[:, :1] + values[:, 1:]
+        states = layer(states, None)
+    values = last.attention.o_proj(last.attention.v_proj(last.layernorm_before(states)))
+    tokens = states[:, :1] + values[:, 1:]
     tokens = body.layernorm(tokens + last.mlp(last.layernorm_after(tokens)))
     side = body.embeddings.patch_embeddings.patch_size
     rows, columns = (image.shape[2 + axis] // side[axis] for axis in (0, 1))
     features = tokens.transpose(1, 2).unflatten(2, (rows, columns))
     maps, head = _class_maps(model, features)
-    return maps, head(body.layernorm(last(hidden, None))[:, 0]), features
+    return maps, head(body.layernorm(last(states, None))[:, 0]), features
 
 
 def _folded(

@@ -51,18 +51,18 @@ def sam3(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
         return _in_parts(checkpoint, model, choices, background)
     names = named_classes(choices, "SAM 3")
     tokens = tokenize(checkpoint, texts_of(names, choices, default="{}"), padding="max_length", max_length=MAX_TOKENS)
-    present = tokens["attention_mask"]
+    token_mask = tokens["attention_mask"]
     with torch.no_grad():
-        texts = model.get_text_features(input_ids=tokens["input_ids"], attention_mask=present).pooler_output
+        texts = model.get_text_features(input_ids=tokens["input_ids"], attention_mask=token_mask).pooler_output
     # behind the longest text there is only padding, which the detector ignores
-    longest = int(present.sum(1).max())
+    longest = int(token_mask.sum(1).max())
     add_background = background not in names
     return Folded(
         module=as_module(
             partial(
                 class_scores,
                 texts=texts[:, :longest].detach(),
-                present=present[:, :longest],
+                present=token_mask[:, :longest],
                 background=add_background,
                 instances=choices.instances,
             ),
@@ -129,7 +129,7 @@ def decode(model: Any, *inputs: Tensor, places: Tensor, instances: int) -> Any:
     """
     from types import SimpleNamespace
 
-    *levels, texts, present = inputs
+    *levels, texts, token_mask = inputs
     # the model drops the last level
     vision = SimpleNamespace(
         fpn_hidden_states=(*levels, levels[-1]),
@@ -137,7 +137,7 @@ def decode(model: Any, *inputs: Tensor, places: Tensor, instances: int) -> Any:
         hidden_states=None,
         attentions=None,
     )
-    parts = _fold(model, vision, texts, present, 0, instances)
+    parts = _fold(model, vision, texts, token_mask, 0, instances)
     return parts if instances else parts[0]
 
 
@@ -171,7 +171,7 @@ def class_scores(
     return scores, *best_objects(values, classes, torch.arange(values.shape[1]), masks, instances)
 
 
-def _fold(model: Any, vision: Any, texts: Tensor, present: Tensor, first: int, instances: int) -> tuple[Tensor, ...]:
+def _fold(model: Any, vision: Any, texts: Tensor, token_mask: Tensor, first: int, instances: int) -> tuple[Tensor, ...]:
     """Run the detector for pairs of N images and C classes: scores (N, C, h, w), and the best queries of all classes.
 
     ``first`` is the channel of the first class.
@@ -179,7 +179,7 @@ def _fold(model: Any, vision: Any, texts: Tensor, present: Tensor, first: int, i
     import torch
 
     images, num = vision.fpn_hidden_states[0].shape[0], texts.shape[0]
-    output = detect(model, vision, texts, present)
+    output = detect(model, vision, texts, token_mask)
     queries = output.pred_logits.sigmoid() * output.presence_logits.sigmoid()
     scores = (queries[:, :, None, None] * output.pred_masks.sigmoid()).amax(1)
     scores = scores.reshape(images, num, *scores.shape[1:])
@@ -192,7 +192,7 @@ def _fold(model: Any, vision: Any, texts: Tensor, present: Tensor, first: int, i
     return scores, *best_objects(queries.reshape(images, num * per_class), classes, candidates, masks, instances)
 
 
-def detect(model: Any, vision: Any, texts: Tensor, present: Tensor) -> Any:
+def detect(model: Any, vision: Any, texts: Tensor, token_mask: Tensor) -> Any:
     """Run the detector for all pairs of images and classes, images first, on image features computed once."""
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -207,7 +207,7 @@ def detect(model: Any, vision: Any, texts: Tensor, present: Tensor) -> Any:
     return model(
         vision_embeds=pairs,
         text_embeds=BaseModelOutputWithPooling(pooler_output=texts[None].expand(num, -1, -1, -1).flatten(0, 1)),
-        attention_mask=present[None].expand(num, -1, -1).flatten(0, 1),
+        attention_mask=token_mask[None].expand(num, -1, -1).flatten(0, 1),
     )
 
 
@@ -223,6 +223,6 @@ def _at_size(model: Any, size: tuple[int, int] | None) -> Any:
         )
     config = copy.deepcopy(model.config)
     config.image_size = size[0]
-    resized = type(model)(config)
-    resized.load_state_dict(model.state_dict())
-    return resized.eval()
+    sized_model = type(model)(config)
+    sized_model.load_state_dict(model.state_dict())
+    return sized_model.eval()

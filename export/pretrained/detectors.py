@@ -72,13 +72,15 @@ def owlv2(checkpoint: Checkpoint, model: Any, choices: Choices) -> Folded:
         texts = body.get_text_features(tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
         texts = texts / texts.norm(dim=-1, keepdim=True)
     side = model.config.vision_config.image_size
-    folded = _folded(
+    detector = _folded(
         checkpoint, choices, names, as_module(partial(score_patches, texts=texts), model), fixed=(side, side)
     )
     if not hasattr(model, "owlv2"):
-        return folded
+        return detector
     # padded to a square before normalizing, with zeros
-    return dataclasses.replace(folded, input=dataclasses.replace(folded.input, resize="longest-side", pad_value=0.0))
+    return dataclasses.replace(
+        detector, input=dataclasses.replace(detector.input, resize="longest-side", pad_value=0.0)
+    )
 
 
 owlvit = owlv2

@@ -113,8 +113,8 @@ def fold(checkpoint: Checkpoint, choices: Choices, *, family: str | None = None)
     if module not in (*_WITH_TEXTS, sam):
         class_names(checkpoint, choices)
     function = getattr(module, family)
-    folded = function(checkpoint, checkpoint.load(architecture), choices)
-    return dataclasses.replace(folded, reduced_labels=steps.reduced_labels)
+    model = function(checkpoint, checkpoint.load(architecture), choices)
+    return dataclasses.replace(model, reduced_labels=steps.reduced_labels)
 
 
 def bundle_from_folded(
@@ -131,8 +131,8 @@ def bundle_from_folded(
 
 def family_of(checkpoint: Checkpoint) -> str:
     """Return the family of a checkpoint from the architecture in its configuration."""
-    listed = checkpoint.config.get("architectures")
-    names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
+    value = checkpoint.config.get("architectures")
+    names = [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
     for family, (_, architecture) in FAMILIES.items():
         if architecture in names:
             return family

@@ -141,16 +141,18 @@ def class_names(checkpoint: Checkpoint, choices: Choices) -> tuple[str, ...]:
             raise UsageError(
                 f"{checkpoint.folder}/config.json names no classes (id2label is missing); give them with --classes FILE"
             )
-        own = [""] * config.get("num_labels", 2)
+        model_names = [""] * config.get("num_labels", 2)
     else:
-        own = _label_list(labels, f"{checkpoint.folder}/config.json")
+        model_names = _label_list(labels, f"{checkpoint.folder}/config.json")
     if choices.classes is not None:
-        if len(choices.classes) != len(own):
-            raise UsageError(f"the model has {len(own)} classes, {len(choices.classes)} names are given")
+        if len(choices.classes) != len(model_names):
+            raise UsageError(f"the model has {len(model_names)} classes, {len(choices.classes)} names are given")
         check_class_names(choices.classes)
         return choices.classes
     # ImageNet's list contains "crane" twice
-    names = tuple(f"{name} ({index})" if own.count(name) > 1 else name for index, name in enumerate(own))
+    names = tuple(
+        f"{name} ({index})" if model_names.count(name) > 1 else name for index, name in enumerate(model_names)
+    )
     check_class_names(names)
     return names
 
@@ -160,9 +162,9 @@ def _label_list(labels: object, path: str) -> list[str]:
     if not isinstance(labels, Mapping) or not labels or not all(str(index).isdecimal() for index in labels):
         raise UsageError(f"{path}: id2label must map class indices to names, got {labels!r:.80}; give --classes FILE")
     names = {int(index): name for index, name in labels.items()}
-    missing = [index for index in range(len(names)) if index not in names]
-    if missing:
-        raise UsageError(f"{path}: id2label leaves out class {missing[0]} of {len(names)}; give --classes FILE")
+    gaps = [index for index in range(len(names)) if index not in names]
+    if gaps:
+        raise UsageError(f"{path}: id2label leaves out class {gaps[0]} of {len(names)}; give --classes FILE")
     return [names[index] if isinstance(names[index], str) else "" for index in range(len(names))]
 
 

@@ -42,8 +42,8 @@ def class_scores(class_logits: Tensor, mask_logits: Tensor, background: Backgrou
 
     probabilities = class_logits.softmax(-1)
     masks = mask_logits.sigmoid()
-    folded = (probabilities.transpose(1, 2) @ masks.flatten(2)).unflatten(2, masks.shape[2:])
-    scores, void = folded[:, :-1], folded[:, -1:]
+    class_maps = (probabilities.transpose(1, 2) @ masks.flatten(2)).unflatten(2, masks.shape[2:])
+    scores, void = class_maps[:, :-1], class_maps[:, -1:]
     if background is None:
         return scores
     first = void if background == "void" else (1 - scores.amax(1, keepdim=True)).clamp(min=0)

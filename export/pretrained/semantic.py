@@ -76,24 +76,24 @@ def merged_head(head: nn.Module) -> nn.Module:
                 fused = fused + nn.functional.interpolate(stage(feature), size=size, mode="bilinear")
             return self.classifier(self.activation(fused))
 
-    merged = MergedHead().eval()
+    module = MergedHead().eval()
     with torch.no_grad():
-        for stage, projection, part in zip(merged.stages, projections, parts, strict=True):
+        for stage, projection, part in zip(module.stages, projections, parts, strict=True):
             stage.weight.copy_((part @ projection.weight.double())[:, :, None, None])
-        merged.stages[0].bias.copy_(bias)
+        module.stages[0].bias.copy_(bias)
         generator = torch.Generator().manual_seed(0)
         features = [
             torch.randn(1, projection.in_features, 16 >> index, 24 >> index, generator=generator)
             for index, projection in enumerate(projections)
         ]
-        expected, logits = head(features), merged(features)
-    error, magnitude = float((logits - expected).abs().max()), float(expected.abs().max())
+        original_logits, logits = head(features), module(features)
+    error, magnitude = float((logits - original_logits).abs().max()), float(original_logits.abs().max())
     if error > 1e-4 * max(1.0, magnitude):
         raise ExportError(
             f"SegFormer's merged head differs by {error:.2g} (values up to {magnitude:.3g}) from the head of the "
             "installed transformers; install transformers 5.24"
         )
-    return merged
+    return module
 
 
 def _logits(model: Any, image: Tensor) -> Tensor:

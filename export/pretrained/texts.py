@@ -89,11 +89,11 @@ def class_logits(
     """
     import torch
 
-    hidden = vision.pre_layrnorm(vision.embeddings(image, interpolate_pos_encoding=True))
+    tokens = vision.pre_layrnorm(vision.embeddings(image, interpolate_pos_encoding=True))
     states = []
     for layer in vision.encoder.layers[: max(layers) + 1]:
-        hidden = layer(hidden, None)
-        states.append(hidden)
+        tokens = layer(tokens, None)
+        states.append(tokens)
     num, classes = image.shape[0], len(texts)
     activations = tuple(states[index].repeat_interleave(classes, dim=0) for index in layers)
     pairs = decoder(activations, texts.repeat(num, 1)).logits

@@ -223,10 +223,10 @@ def _example_inputs(bundle: Bundle, modules: Mapping[Role, nn.Module]) -> dict[R
         texts = TorchSession(modules["text"]).run({"ids": tokens.numpy(), "mask": tokens.numpy()})[0]
         # the exporter takes one tensor given twice for one input
         roles["text"] = [("input_ids", tokens, {0: "texts"}), ("attention_mask", tokens.clone(), {0: "texts"})]
-        free = {0: "texts", 1: "tokens"}
-        present = torch.ones(_TRACED_TEXTS, _TRACED_TOKENS, dtype=torch.bool)
+        axis_names = {0: "texts", 1: "tokens"}
+        token_mask = torch.ones(_TRACED_TEXTS, _TRACED_TOKENS, dtype=torch.bool)
         shortened = torch.from_numpy(texts[:, :_TRACED_TOKENS].copy())
-        roles["decoder"] = [*rows, ("texts", shortened, free), ("present", present, free)]
+        roles["decoder"] = [*rows, ("texts", shortened, axis_names), ("present", token_mask, axis_names)]
         return roles
     roles["decoder"] = [
         *rows,

@@ -31,11 +31,11 @@ def _count(scores, truth, top, top_scores, edges, ignore, counts):
         row = np.int64(truth[i])
         if row < 0 or row >= num_classes or row == ignore:
             continue
-        own = _bin(edges, scores[i])
-        counts[0, row, own] += 1
+        score_bin = _bin(edges, scores[i])
+        counts[0, row, score_bin] += 1
         best = np.int64(top[i])
         if best == row:
-            counts[1, row, own] += 1
+            counts[1, row, score_bin] += 1
         elif 0 <= best < num_classes:
             counts[2, best, _bin(edges, top_scores[i])] += 1
 
@@ -53,7 +53,7 @@ def binned_counts(
     """Run :func:`maskmill.kernels.binned_counts` on NumPy arrays."""
     check_binned(scores, truth, top, top_scores, edges, num_classes)
     counts = np.zeros((3, num_classes, len(edges)), np.uint32)
-    flat = [np.ascontiguousarray(array, np.float32).reshape(-1) for array in (scores, top_scores, edges)]
+    arrays = [np.ascontiguousarray(array, np.float32).reshape(-1) for array in (scores, top_scores, edges)]
     classes = [np.ascontiguousarray(array).reshape(-1) for array in (truth, top)]
-    _count(flat[0], *classes, flat[1], flat[2], ignore, counts)
+    _count(arrays[0], *classes, arrays[1], arrays[2], ignore, counts)
     return counts

@@ -141,5 +141,5 @@ def _source(scores: np.ndarray, plan: DecodePlan) -> tuple[Any, ...]:
     if odd or item not in words.strides[1:]:
         words = words.copy(order="C")
     extent = sum(stride * (length - 1) for stride, length in zip(words.strides, words.shape, strict=True))
-    flat = as_strided(words, (1 + extent // item,), (item,), writeable=False)
-    return flat, is_bfloat16, *(stride // item for stride in words.strides)
+    items = as_strided(words, (1 + extent // item,), (item,), writeable=False)
+    return items, is_bfloat16, *(stride // item for stride in words.strides)

@@ -79,15 +79,20 @@ def _moments(x, v, mask, mean_x, mean_v, wedge):
     for i in range(x.size):
         part = True if mask is None else (x[i] > 0) & mask[i]
         p, q = np.float64(x[i] if part else 0.0), np.float64(v[i] if part else 0.0)
-        other = part & (abs(across_x * p + across_v * q) > abs(along_x * p + along_v * q))
-        p0, q0, p1, q1 = 0.0 if other else p, 0.0 if other else q, p if other else 0.0, q if other else 0.0
+        is_across = part & (abs(across_x * p + across_v * q) > abs(along_x * p + along_v * q))
+        p0, q0, p1, q1 = (
+            0.0 if is_across else p,
+            0.0 if is_across else q,
+            p if is_across else 0.0,
+            q if is_across else 0.0,
+        )
         dx, dv = p - mean_x if part else 0.0, q - mean_v if part else 0.0
-        dx1, dv1 = dx if other else 0.0, dv if other else 0.0
+        dx1, dv1 = dx if is_across else 0.0, dv if is_across else 0.0
         x0 += p0
         v0 += q0
         xx += dx * dx
         vv += dv * dv
-        n1 += 1.0 if other else 0.0
+        n1 += 1.0 if is_across else 0.0
         x1 += p1
         v1 += q1
         xx1 += dx1 * dx1
@@ -147,10 +152,10 @@ def _weigh(x, v, mask, statistics, denominator, epsilon, weight, reliable):
         z_x = ((x[i] - mean_x) - rest_x) * scale_x
         z_v = ((v[i] - mean_v) - rest_v) * scale_v
         power = max(-(z_x * z_x + z_v * z_v) * _LOG2E, _LOWEST)
-        shifted = power + _SHIFT
-        f = power - (shifted - _SHIFT)
+        magic = power + _SHIFT
+        f = power - (magic - _SHIFT)
         series = ((((_C5 * f + _C4) * f + _C3) * f + _C2) * f + _C1) * f + _ONE
-        exponent = np.int32(np.float32(shifted).view(np.int32) << np.int32(23))
+        exponent = np.int32(np.float32(magic).view(np.int32) << np.int32(23))
         fallen = np.int32(np.float32(series).view(np.int32) + exponent).view(np.float32)
         w = _ONE if better else (fallen if power > _LOWEST else _ZERO)
         weight[i] = w if part else _ZERO
@@ -163,9 +168,9 @@ def _assign(x, v, mask, wedge, cluster):
     along_x, along_v, across_x, across_v = wedge
     for i in range(x.size):
         p, q = np.float64(x[i]), np.float64(v[i])
-        other = abs(across_x * p + across_v * q) > abs(along_x * p + along_v * q)
+        is_across = abs(across_x * p + across_v * q) > abs(along_x * p + along_v * q)
         part = True if mask is None else (x[i] > 0) & mask[i]
-        cluster[i] = np.uint8(other) if part else np.uint8(255)
+        cluster[i] = np.uint8(is_across) if part else np.uint8(255)
 
 
 def _pcos_of_map(x, v, mask, denominator, epsilon, weight, reliable, cluster, statistics):

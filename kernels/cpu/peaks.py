@@ -57,13 +57,13 @@ def _column_maxima(values, start, stop, maxima, spare):
 
 
 @compiled()
-def _spread(line, spare, other, window, out):
+def _spread(line, spare, third_line, window, out):
     """Compute the maxima of line[x : x + window] by doubling the window; both spare lines are overwritten."""
     step, length = 1, out.size + window - 1
     while 2 * step <= window:
         length -= step
         _larger(line, line[step:], spare[:length])
-        line, spare, other = spare, other, spare
+        line, spare, third_line = spare, third_line, spare
         step *= 2
     _larger(line, line[window - step :], out)
 
@@ -101,7 +101,7 @@ def _candidates(values, radius, threshold, highest, inside, indices):
     top, bottom, left, right = inside
     first, second, row = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
     line = np.full(width + 2 * radius, -np.inf, np.float32)
-    spare, other = np.empty_like(line), np.empty_like(line)
+    spare, third_line = np.empty_like(line), np.empty_like(line)
     flags = np.zeros((right - left + 7) // 8 * 8, np.uint8)
     eights = flags.view(np.uint64)
     count = 0
@@ -109,7 +109,7 @@ def _candidates(values, radius, threshold, highest, inside, indices):
         stop = min(start + radius + 1, bottom)
         maxima = _column_maxima(values, start, stop, first, second)
         line[radius : radius + width] = maxima
-        _spread(line, spare, other, window, row)
+        _spread(line, spare, third_line, window, row)
         _flag(maxima[left:right], row[left:right], threshold, flags)
         for k in range(eights.size):
             if eights[k] == 0:
@@ -142,9 +142,9 @@ def _spaced(order, height, width, distance, limit, accepted):
         is_free = True
         for i in range(row - 1, row + 2):
             for j in range(column - 1, column + 2):
-                other = cells[i, j]
-                if other >= 0:
-                    is_free &= max(abs(y - other // width), abs(x - other % width)) >= distance
+                neighbor = cells[i, j]
+                if neighbor >= 0:
+                    is_free &= max(abs(y - neighbor // width), abs(x - neighbor % width)) >= distance
         if is_free:
             cells[row, column] = index
             accepted[count] = index
@@ -262,18 +262,18 @@ def cam_peaks(
         height, width = part.shape[1:]
         finder = _Finder((height, width), distance, border_widths(True, distance), height * width)
         for values in part:
-            flat = values.reshape(-1)
+            scores = values.reshape(-1)
             if mode == "paper":
                 points = finder.peaks(values, threshold, None)
-                if always_argmax and not (points == flat.argmax()).any():
-                    points = np.append(points, flat.argmax())
+                if always_argmax and not (points == scores.argmax()).any():
+                    points = np.append(points, scores.argmax())
             else:
                 rows = np.pad(values, 1)
                 rows = np.maximum(np.maximum(rows[:-2], rows[1:-1]), rows[2:])
                 filtered = np.maximum(np.maximum(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:])
                 points = finder.peaks(filtered, None, None)
-                points = points[flat[points] > np.float32(threshold)]
-                points = np.concatenate([[flat.argmax()], points[1:]])
+                points = points[scores[points] > np.float32(threshold)]
+                points = np.concatenate([[scores.argmax()], points[1:]])
             yield points.copy()
 
     return _buffer(_in_threads(find, cams), cams.shape[2], capacity, None)

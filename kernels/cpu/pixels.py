@@ -21,18 +21,18 @@ _ZERO, _WHITE = np.float32(0), np.float32(255)
 
 
 @compiled(error_model="numpy", fastmath={"contract"})
-def _resize_row(pixels, first, weights, clip, wide, row):
-    """Resize one row of the image, (width * 3,) uint8, horizontally; ``wide`` is a float32 buffer of its size."""
+def _resize_row(pixels, first, weights, clip, float_row, row):
+    """Resize one row of the image, (width * 3,) uint8, horizontally; ``float_row`` is a float32 buffer of its size."""
     for i in range(pixels.size):
-        wide[i] = pixels[i]
+        float_row[i] = pixels[i]
     for x in range(first.size):
         r, g, b = _ZERO, _ZERO, _ZERO
         at = 3 * first[x]
         for k in range(weights.shape[1]):
             w = weights[x, k]
-            r += w * wide[at]
-            g += w * wide[at + 1]
-            b += w * wide[at + 2]
+            r += w * float_row[at]
+            g += w * float_row[at + 1]
+            b += w * float_row[at + 2]
             at += 3
         row[3 * x], row[3 * x + 1], row[3 * x + 2] = r, g, b
     if clip:
@@ -56,14 +56,14 @@ def _blend_rows(rows, first, weights, blended):
 def _resize(image, top, bottom, columns, column_weights, lines, line_weights, clip, gain, offset, out):
     """Fill rows top..bottom-1 of out (3, H, W): the image (h, w * 3) resized, times gain, plus offset."""
     rows = np.empty((line_weights.shape[1], 3 * columns.size), np.float32)
-    wide, blended = np.empty(image.shape[1], np.float32), np.empty(3 * columns.size, np.float32)
-    ready = lines[top]
+    float_row, blended = np.empty(image.shape[1], np.float32), np.empty(3 * columns.size, np.float32)
+    next_line = lines[top]
     for y in range(top, bottom):
-        while ready < lines[y] + rows.shape[0]:
+        while next_line < lines[y] + rows.shape[0]:
             # Rows that no output row reads are skipped.
-            if ready >= lines[y]:
-                _resize_row(image[ready], columns, column_weights, clip, wide, rows[ready % rows.shape[0]])
-            ready += 1
+            if next_line >= lines[y]:
+                _resize_row(image[next_line], columns, column_weights, clip, float_row, rows[next_line % rows.shape[0]])
+            next_line += 1
         _blend_rows(rows, lines[y], line_weights[y], blended)
         for c in range(3):
             for x in range(columns.size):

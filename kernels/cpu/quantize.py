@@ -17,9 +17,9 @@ def _quantize(weight, reliable, label, ignore, levels, out):
         # The product of a float32 and a level is exact in float64. NaN is not positive, whatever its level.
         level = np.rint(min(max(np.float64(w) * last, 1.0), last - 1.0))
         value = np.int32(np.rint(level * 255.0 / last))
-        sure = w >= 1 if reliable is None else reliable[i]
+        is_reliable = w >= 1 if reliable is None else reliable[i]
         weighted = w > 0 if label is None else (w > 0) & (label[i] != ignore)
-        out[i] = np.uint8((np.int32(255) if sure else value) if weighted else np.int32(0))
+        out[i] = np.uint8((np.int32(255) if is_reliable else value) if weighted else np.int32(0))
 
 
 def quantize_weights(

@@ -57,7 +57,7 @@ def resize_normalize(
     affine = np.concatenate([scales / deviations, -means / deviations, (padding * scales - means) / deviations])
 
     source_height, source_width = image.shape[:2]
-    resized = empty((source_height, width, 3), np.float32)
+    rows = empty((source_height, width, 3), np.float32)
     launch(
         "pixels",
         "resize_columns",
@@ -70,7 +70,7 @@ def resize_normalize(
             np.int32(width),
             *_taps(source_width, width, filter, antialias),
             np.bool_(antialias),
-            resized,
+            rows,
         ),
     )
     result = output(out, (3, *canvas) if layout == "CHW" else (*canvas, 3), np.float32)
@@ -80,7 +80,7 @@ def resize_normalize(
         _tiles(*canvas),
         BLOCK,
         (
-            resized,
+            rows,
             np.int32(height),
             np.int32(width),
             *_taps(source_height, height, filter, antialias),

@@ -67,7 +67,7 @@ def score_counts(
     counts = zeros(shape, np.uint64) if out is None else output(out, shape, np.uint64)
     if num_classes >= BINS - 1:
         raise UsageError(f"num_classes must be below {BINS - 1}, got {num_classes}")
-    scores, others = _scores_of(scores, classes, num_classes, prefix)
+    scores, class_arguments = _scores_of(scores, classes, num_classes, prefix)
     # A block of the first pass adds up to SHARED_BINS counts of its own at its end.
     blocks = _blocks(scores.size) if prefix is not None else (min(ceil_div(scores.size, SHARED_BINS), MOST_BLOCKS),)
     launch(
@@ -75,7 +75,7 @@ def score_counts(
         f"score_counts<{'true' if prefix is None else 'false'}>",
         blocks,
         (THREADS,),
-        (scores, np.int64(scores.size), *others, counts),
+        (scores, np.int64(scores.size), *class_arguments, counts),
     )
     return counts
 
@@ -96,7 +96,7 @@ def weighted_score_counts(
     """
     shape = (num_classes + 1, BINS)
     counts = zeros(shape, np.float64) if out is None else output(out, shape, np.float64)
-    scores, others = _scores_of(scores, classes, num_classes, prefix)
+    scores, class_arguments = _scores_of(scores, classes, num_classes, prefix)
     weights = contiguous(upload(weights, np.float64))
     if weights.shape != scores.shape:
         raise UsageError(f"weights must have the shape of the scores, {scores.shape}, got {weights.shape}")
@@ -109,7 +109,7 @@ def weighted_score_counts(
         "weighted_score_counts",
         blocks,
         (THREADS,),
-        (scores, weights, count, *others, largest, sums),
+        (scores, weights, count, *class_arguments, largest, sums),
     )
     if scores.size:
         launch(

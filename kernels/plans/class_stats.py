@@ -159,9 +159,9 @@ def decode_plan(
     if not (all(map(math.isfinite, (y0, x0, y1, x1))) and y0 < y1 and x0 < x1):
         raise UsageError(f"region must be (y0, x0, y1, x1) with y0 < y1 and x0 < x1, got {region}")
 
-    groups, targets, scored, reached = _grouping(options.groups, channels, options.num_targets)
+    groups, targets, num_scored, reached = _grouping(options.groups, channels, options.num_targets)
     batch = scores_shape[0] if len(scores_shape) == 4 else None
-    _check_arrays(truth, thresholds, (rows, columns) if batch is None else (batch, rows, columns), scored)
+    _check_arrays(truth, thresholds, (rows, columns) if batch is None else (batch, rows, columns), num_scored)
     background = options.background
     if background is not None and not 0 <= background < targets:
         raise UsageError(f"background must be a target class, 0 to {targets - 1}, got {background}")
@@ -179,7 +179,7 @@ def decode_plan(
         activation=options.activation,
         groups=groups,
         num_targets=targets,
-        num_scored=scored,
+        num_scored=num_scored,
         reached=reached,
         region=(y0, x0, y1, x1),
         rows=bilinear_taps(height, rows, y0, y1),
@@ -188,8 +188,8 @@ def decode_plan(
         background=background,
         ignore=ignore,
         label_dtype=np.dtype(np.uint8 if is_narrow else np.uint16),
-        exact_dispersion=options.dispersion == "exact" and scored > 2,
-        outputs=_check_outputs(options.outputs, scored, thresholds is not None, truth is not None),
+        exact_dispersion=options.dispersion == "exact" and num_scored > 2,
+        outputs=_check_outputs(options.outputs, num_scored, thresholds is not None, truth is not None),
     )
 
 
@@ -228,26 +228,29 @@ def _grouping(
         raise UsageError(f"groups name target {highest}, but there are {targets} targets")
     if targets > MAX_CLASSES:
         raise UsageError(f"at most {MAX_CLASSES} target classes are supported, got {targets}")
-    dropped = groups < 0
-    scored = targets + bool(dropped.any())
-    groups = np.where(dropped, targets, groups).astype(np.int32)
-    reached = np.zeros(scored, bool)
+    drops = groups < 0
+    num_scored = targets + bool(drops.any())
+    groups = np.where(drops, targets, groups).astype(np.int32)
+    reached = np.zeros(num_scored, bool)
     reached[groups] = True
-    return groups, targets, scored, reached
+    return groups, targets, num_scored, reached
 
 
-def _check_arrays(truth: Any, thresholds: Any, output_shape: tuple[int, ...], scored: int) -> None:
+def _check_arrays(truth: Any, thresholds: Any, output_shape: tuple[int, ...], num_scored: int) -> None:
     limits_shape = None if thresholds is None else np.shape(thresholds)
     size = output_shape[-2:]
-    if limits_shape not in (None, (), (scored,), size):
+    if limits_shape not in (None, (), (num_scored,), size):
         raise UsageError(
-            f"thresholds must be a scalar, one value per class ({scored},) or a map {size}, got shape {limits_shape}"
+            f"thresholds must be a scalar, one value per class ({num_scored},) or a map {size}, "
+            f"got shape {limits_shape}"
         )
     if truth is not None and tuple(truth.shape) != output_shape:
         raise UsageError(f"truth must have the shape of the outputs, {output_shape}, got {tuple(truth.shape)}")
 
 
-def _check_outputs(outputs: Sequence[str] | str, scored: int, has_thresholds: bool, has_truth: bool) -> tuple[str, ...]:
+def _check_outputs(
+    outputs: Sequence[str] | str, num_scored: int, has_thresholds: bool, has_truth: bool
+) -> tuple[str, ...]:
     if isinstance(outputs, str):
         outputs = (outputs,)
     for output in outputs:
@@ -256,6 +259,6 @@ def _check_outputs(outputs: Sequence[str] | str, scored: int, has_thresholds: bo
         raise UsageError("set_size needs thresholds: without them there is no prediction set")
     if "true_score" in outputs and not has_truth:
         raise UsageError("true_score needs truth, the map of true classes")
-    if "dispersion" in outputs and scored == 1:
+    if "dispersion" in outputs and num_scored == 1:
         raise UsageError("dispersion needs at least two classes, got one")
     return tuple(output for output in OUTPUTS if output in outputs)

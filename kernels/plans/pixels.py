@@ -44,10 +44,10 @@ def axis_weights(source: int, target: int, filter: Filter, antialias: bool) -> t
     width = min(taps.shape[1], source)
     first = np.clip(taps[:, 0], 0, source - width)
     inside = np.clip(taps, 0, source - 1) - first[:, None]
-    folded = np.zeros((target, width))
-    np.add.at(folded, (np.arange(target)[:, None], inside), weights)
-    first.flags.writeable = folded.flags.writeable = False
-    return first, folded
+    sums = np.zeros((target, width))
+    np.add.at(sums, (np.arange(target)[:, None], inside), weights)
+    first.flags.writeable = sums.flags.writeable = False
+    return first, sums
 
 
 def check_resize(

@@ -27,14 +27,14 @@ def binned_counts(
     scores, truth, top, top_scores, edges = map(np.asarray, (scores, truth, top, top_scores, edges))
     check_binned(scores, truth, top, top_scores, edges, num_classes)
     counts = np.zeros((3, num_classes, len(edges)), np.uint32)
-    counted = (truth >= 0) & (truth < num_classes) & (truth != ignore)
-    truth, top = truth[counted].astype(np.int64), top[counted].astype(np.int64)
-    own, best = (
-        np.minimum(np.searchsorted(edges, values[counted].astype(np.float32)), len(edges) - 1)
+    has_class = (truth >= 0) & (truth < num_classes) & (truth != ignore)
+    truth, top = truth[has_class].astype(np.int64), top[has_class].astype(np.int64)
+    score_bin, best = (
+        np.minimum(np.searchsorted(edges, values[has_class].astype(np.float32)), len(edges) - 1)
         for values in (scores, top_scores)
     )
     hit, wrong = top == truth, (top != truth) & (top >= 0) & (top < num_classes)
-    np.add.at(counts[0], (truth, own), 1)
-    np.add.at(counts[1], (truth[hit], own[hit]), 1)
+    np.add.at(counts[0], (truth, score_bin), 1)
+    np.add.at(counts[1], (truth[hit], score_bin[hit]), 1)
     np.add.at(counts[2], (top[wrong], best[wrong]), 1)
     return counts

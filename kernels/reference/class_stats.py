@@ -47,8 +47,8 @@ def upsample(scores: np.ndarray, plan: DecodePlan) -> np.ndarray:
     rows, columns = plan.rows, plan.columns
     across, down = columns.weight[:, None], rows.weight[:, None, None]
     with np.errstate(invalid="ignore"):
-        wide = (1 - across) * source[:, columns.lower] + across * source[:, columns.upper]
-        return (1 - down) * wide[rows.lower] + down * wide[rows.upper]
+        columns_blended = (1 - across) * source[:, columns.lower] + across * source[:, columns.upper]
+        return (1 - down) * columns_blended[rows.lower] + down * columns_blended[rows.upper]
 
 
 def class_scores(values: np.ndarray, plan: DecodePlan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -69,9 +69,9 @@ def class_scores(values: np.ndarray, plan: DecodePlan) -> tuple[np.ndarray, np.n
     else:
         exponential = np.exp(values - values.max(-1, keepdims=True))
         mass = np.stack([exponential[..., m].sum(-1) for m in members], -1)
-        others = np.stack([np.delete(mass, k, -1).sum(-1) for k in range(plan.num_scored)], -1)
+        other_mass = np.stack([np.delete(mass, k, -1).sum(-1) for k in range(plan.num_scored)], -1)
         total = mass.sum(-1, keepdims=True)
-        rank, score, nonconformity = np.where(plan.reached, mass, -np.inf), mass / total, others / total
+        rank, score, nonconformity = np.where(plan.reached, mass, -np.inf), mass / total, other_mass / total
     return rank, score, np.where(plan.reached, nonconformity, np.inf)
 
 
@@ -134,14 +134,14 @@ def _pick(values: np.ndarray, index: np.ndarray) -> np.ndarray:
 
 def _dispersion(shares: np.ndarray, top: np.ndarray, plan: DecodePlan) -> np.ndarray:
     """Compute the variance of the other classes' shares; the official form also counts the top's empty slot."""
-    others = plan.num_scored - 1
-    mean = (1 - _pick(shares, top)) / others
+    num_others = plan.num_scored - 1
+    mean = (1 - _pick(shares, top)) / num_others
     deviation = (shares - mean[..., None]) ** 2
     np.put_along_axis(deviation, top[..., None], 0, -1)
     squares = deviation.sum(-1)
     if not plan.exact_dispersion:
         squares = squares + mean**2
-    return squares / others
+    return squares / num_others
 
 
 def _rule(rank: np.ndarray, member: np.ndarray, top: np.ndarray, plan: DecodePlan) -> np.ndarray:
@@ -156,5 +156,5 @@ def _rule(rank: np.ndarray, member: np.ndarray, top: np.ndarray, plan: DecodePla
             only_background = (foreground == -np.inf).all(-1)
             in_set = np.where(only_background[..., None], in_set, foreground)
         return np.where(member.any(-1), in_set.argmax(-1), -1)
-    only = np.where(member.sum(-1) == 1, member.argmax(-1), -1)
-    return only if plan.rule == "single" else np.where(only == top, only, -1)
+    sole_member = np.where(member.sum(-1) == 1, member.argmax(-1), -1)
+    return sole_member if plan.rule == "single" else np.where(sole_member == top, sole_member, -1)

@@ -18,7 +18,7 @@ def confusion_counts(
     label, truth = np.asarray(label), np.asarray(truth)
     check_maps(label, truth, num_classes)
     counts = np.zeros((num_classes, num_classes + 1), np.int64) if out is None else out
-    valid = (truth >= 0) & (truth < num_classes) & (truth != ignore)
+    has_class = (truth >= 0) & (truth < num_classes) & (truth != ignore)
     column = np.where((label >= 0) & (label < num_classes), label, num_classes)
-    np.add.at(counts, (truth[valid], column[valid]), 1)
+    np.add.at(counts, (truth[has_class], column[has_class]), 1)
     return counts

@@ -72,9 +72,9 @@ def _batch(maps: np.ndarray) -> np.ndarray:
     maps = np.asarray(maps, np.float32)
     check_maps(maps.shape)
     maps = maps.reshape((-1, *maps.shape[-2:]))
-    bad = np.isnan(maps).any(axis=(1, 2))
-    if bad.any():
-        raise UsageError(f"map {int(np.argmax(bad))} holds NaN; peaks are defined on numbers and infinities only")
+    has_nan = np.isnan(maps).any(axis=(1, 2))
+    if has_nan.any():
+        raise UsageError(f"map {int(np.argmax(has_nan))} holds NaN; peaks are defined on numbers and infinities only")
     return maps
 
 

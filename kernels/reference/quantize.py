@@ -24,13 +24,13 @@ def quantize_weights(
     """
     weight = np.asarray(weight, np.float32)
     check_levels(levels)
-    nothing = ~(weight > 0)
+    is_zero = ~(weight > 0)
     if label is not None:
-        nothing |= label == ignore
-    level = np.clip(np.rint(np.where(nothing, 0, weight.astype(np.float64)) * (levels - 1)), 1, levels - 2)
+        is_zero |= label == ignore
+    level = np.clip(np.rint(np.where(is_zero, 0, weight.astype(np.float64)) * (levels - 1)), 1, levels - 2)
     result = np.rint(level * 255 / (levels - 1)).astype(np.uint8)
     result[(weight >= 1) if reliable is None else reliable] = 255
-    result[nothing] = 0
+    result[is_zero] = 0
     if out is None:
         return result
     out[...] = result

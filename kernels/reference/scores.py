@@ -23,18 +23,18 @@ def _add_counts(
     num_classes: int,
     prefix: np.ndarray | None,
 ) -> np.ndarray:
-    valid = ~np.isnan(scores)
-    key = order_key(scores[valid])
+    is_number = ~np.isnan(scores)
+    key = order_key(scores[is_number])
     high, low = key >> 16, key & (BINS - 1)
     for row in range(num_classes + 1):
         member = np.ones(key.size, bool)
         if row < num_classes:
-            member[:] = False if classes is None else classes[valid] == row
+            member[:] = False if classes is None else classes[is_number] == row
         bins = high
         if prefix is not None:
             member &= high == prefix[row]
             bins = low
-        masses = None if weights is None else weights[valid][member]
+        masses = None if weights is None else weights[is_number][member]
         out[row] += np.bincount(bins[member], masses, BINS).astype(out.dtype)
     return out
 

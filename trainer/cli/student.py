@@ -44,7 +44,7 @@ def predict_image(
     from ..students.models import load_run
     from ..students.prediction import label_image
 
-    replaced = replacement(output)
+    note = replacement(output)
     as_tiff = has_tiff_ending(output.name)
     if as_tiff and not has_tiff_ending(image.name):
         raise UsageError(f"{image} is not a GeoTIFF file, so its labels have no coordinates; write -o FILE.png")
@@ -63,4 +63,4 @@ def predict_image(
     else:
         picture = photo if bands is None else display_of(photo, bands)
         save_picture(draw_overlay(picture, label, student.classes, background=student.background), output)
-    say(f"wrote {output}{replaced}")
+    say(f"wrote {output}{note}")

@@ -139,13 +139,13 @@ def decode_rows(
                 if activation == SOFTMAX and groups.size == 0:
                     if want_second:
                         second_best = exp_negative(second_best - best)
-                    rest, squares = softmax(values, channels, best, top)
+                    other_mass, squares = softmax(values, channels, best, top)
                     best = one
                 else:
-                    rest, squares = sum_others(scores, reached, activation, top)
+                    other_mass, squares = sum_others(scores, reached, activation, top)
                     best = score_of(activation, best)
                     second_best = score_of(activation, second_best)
-                total = best + rest
+                total = best + other_mass
                 inverse = where(total > zero, one / total, zero)
                 finite_mask = finite == one
 
@@ -155,14 +155,14 @@ def decode_rows(
                         limit = highest_limit = map_limit(threshold_map, y, x, scratch)
                     else:
                         limit = limit_of(limits, where(finite_mask, top, zero))
-                    holds_top = nonconformity(activation, top_value, one == one, best, rest, inverse) <= limit
+                    holds_top = nonconformity(activation, top_value, one == one, best, other_mass, inverse) <= limit
                     if want_size or rule in (SINGLE, AGREE):
                         # The score of any other class is at least the top's share, except for rounding.
                         if activation == SOFTMAX and in_every_lane(best * inverse > highest_limit * margin):
                             size, last = where(holds_top, one, zero), where(holds_top, top, no_class)
                         else:
                             size, last = count_members(
-                                scores, reached, activation, limits, has_map, limit, top, best, rest, inverse
+                                scores, reached, activation, limits, has_map, limit, top, best, other_mass, inverse
                             )
                         if want_size:
                             store_first(indices[_SET_SIZE], out, n, where(finite_mask, size, zero))
@@ -173,7 +173,17 @@ def decode_rows(
                         label = where(holds_top, top, no_class)
                     elif rule == FOREGROUND:
                         label = best_member(
-                            scores, reached, activation, limits, has_map, limit, background, top, best, rest, inverse
+                            scores,
+                            reached,
+                            activation,
+                            limits,
+                            has_map,
+                            limit,
+                            background,
+                            top,
+                            best,
+                            other_mass,
+                            inverse,
                         )
                 label = where(label <= last_target, where(finite_mask, label, no_class), no_class)
                 label = where(label > no_class, label, splat(np.float32(ignore)))
@@ -191,7 +201,7 @@ def decode_rows(
                     confidence = share if activation == SOFTMAX else where(finite_mask, best, zero)
                     store_first(floats[_CONFIDENCE], out, n, confidence)
                 if floats[_DISPERSION].size > 0:
-                    r = rest * inverse
+                    r = other_mass * inverse
                     mean = r * of_others
                     spread = squares * inverse * inverse - r * mean
                     spread = where(spread > zero, spread, zero)
@@ -208,7 +218,19 @@ def decode_rows(
                         store_first(floats[_SECOND_CONFIDENCE], out, n, where(has_second, second_best, zero))
                 if floats[_TRUE_SCORE].size > 0:
                     score = true_scores(
-                        scores, reached, activation, truth, y, x, ignore, top, best, rest, inverse, finite, scratch
+                        scores,
+                        reached,
+                        activation,
+                        truth,
+                        y,
+                        x,
+                        ignore,
+                        top,
+                        best,
+                        other_mass,
+                        inverse,
+                        finite,
+                        scratch,
                     )
                     store_first(floats[_TRUE_SCORE], out, n, score)
 

@@ -55,14 +55,14 @@ def class_index(k):
 @_compiled
 def exp_negative(x):
     """Return exp(x) for x <= 0; relative error 2e-7 from -1 on, 6e-7 from -30, 2e-6 from -86; 0 below, 1 at 0."""
-    shifted = fma(x, splat(_LOG2E), splat(_SHIFT))
-    f = fma(x, splat(_LOG2E), splat(_SHIFT) - shifted)
+    magic = fma(x, splat(_LOG2E), splat(_SHIFT))
+    f = fma(x, splat(_LOG2E), splat(_SHIFT) - magic)
     series = fma(f, splat(_C5), splat(_C4))
     series = fma(f, series, splat(_C3))
     series = fma(f, series, splat(_C2))
     series = fma(f, series, splat(_C1))
     series = fma(f, series, splat(_ONE))
-    return where(x > splat(_LOWEST), add_exponent(series, shifted), splat(_ZERO))
+    return where(x > splat(_LOWEST), add_exponent(series, magic), splat(_ZERO))
 
 
 @_compiled
@@ -87,31 +87,31 @@ def nonconformity(activation, value, is_top, best, rest, inverse):
 @_compiled
 def softmax(values, channels, best, top):
     """Compute exp(value - best) in place; return the mass and the squared mass of all classes except the top."""
-    rest, squares = splat(_ZERO), splat(_ZERO)
+    other_mass, squares = splat(_ZERO), splat(_ZERO)
     for c in range(channels):
         mass = exp_negative(load(values, c * LANES) - best)
         store(values, c * LANES, mass)
-        other = where(class_index(c) == top, splat(_ZERO), mass)
-        rest = rest + other
-        squares = fma(other, other, squares)
-    return rest, squares
+        part = where(class_index(c) == top, splat(_ZERO), mass)
+        other_mass = other_mass + part
+        squares = fma(part, part, squares)
+    return other_mass, squares
 
 
 @_compiled
-def group_scores(values, groups, num_scored, activation, best, grouped):
+def group_scores(values, groups, num_scored, activation, best, group_values):
     """Compute each scored class's mass (softmax), highest value (sigmoid) or sum (none) over its model classes."""
     start = splat(-_INF) if activation == SIGMOID else splat(_ZERO)
     for k in range(num_scored):
-        store(grouped, k * LANES, start)
+        store(group_values, k * LANES, start)
     for c in range(groups.size):
         at = groups[c] * LANES
-        value, group = load(values, c * LANES), load(grouped, at)
+        value, group = load(values, c * LANES), load(group_values, at)
         if activation == SOFTMAX:
-            store(grouped, at, group + exp_negative(value - best))
+            store(group_values, at, group + exp_negative(value - best))
         elif activation == SIGMOID:
-            store(grouped, at, where(value > group, value, group))
+            store(group_values, at, where(value > group, value, group))
         else:
-            store(grouped, at, group + value)
+            store(group_values, at, group + value)
 
 
 @_compiled
@@ -137,24 +137,24 @@ def score_of(activation, value):
 @_compiled
 def sum_others(values, reached, activation, top):
     """Return the sum of the scores, and of their squares, of all classes except the top."""
-    rest, squares = splat(_ZERO), splat(_ZERO)
+    other_mass, squares = splat(_ZERO), splat(_ZERO)
     for k in range(reached.size):
         if reached[k]:
-            other = score_of(activation, load(values, k * LANES))
-            other = where(class_index(k) == top, splat(_ZERO), other)
-            rest = rest + other
-            squares = fma(other, other, squares)
-    return rest, squares
+            score = score_of(activation, load(values, k * LANES))
+            score = where(class_index(k) == top, splat(_ZERO), score)
+            other_mass = other_mass + score
+            squares = fma(score, score, squares)
+    return other_mass, squares
 
 
 @_compiled
-def count_members(values, reached, activation, limits, has_map, map_limit, top, best, rest, inverse):
+def count_members(values, reached, activation, limits, has_map, map_limit, top, best, other_mass, inverse):
     """Return the prediction set's size and its last member, -1 for none."""
     size, last = splat(_ZERO), splat(NO_CLASS)
     for k in range(reached.size):
         if reached[k]:
             index = class_index(k)
-            score = nonconformity(activation, load(values, k * LANES), index == top, best, rest, inverse)
+            score = nonconformity(activation, load(values, k * LANES), index == top, best, other_mass, inverse)
             member = score <= (map_limit if has_map else splat(limits[k]))
             size = where(member, size + splat(_ONE), size)
             last = where(member, index, last)
@@ -162,13 +162,13 @@ def count_members(values, reached, activation, limits, has_map, map_limit, top, 
 
 
 @_compiled
-def best_member(values, reached, activation, limits, has_map, map_limit, background, top, best, rest, inverse):
+def best_member(values, reached, activation, limits, has_map, map_limit, background, top, best, other_mass, inverse):
     """Return the set's best member other than the background; the background if it is the only one, -1 for none."""
     rank, winner, fallback = splat(-_INF), splat(NO_CLASS), splat(NO_CLASS)
     for k in range(reached.size):
         if reached[k]:
             index, value = class_index(k), load(values, k * LANES)
-            score = nonconformity(activation, value, index == top, best, rest, inverse)
+            score = nonconformity(activation, value, index == top, best, other_mass, inverse)
             member = score <= (map_limit if has_map else splat(limits[k]))
             if k == background:
                 fallback = where(member, index, fallback)
@@ -181,7 +181,7 @@ def best_member(values, reached, activation, limits, has_map, map_limit, backgro
 
 
 @_compiled
-def true_scores(values, reached, activation, truth, y, x, ignore, top, best, rest, inverse, finite, scratch):
+def true_scores(values, reached, activation, truth, y, x, ignore, top, best, other_mass, inverse, finite, scratch):
     """Return the true classes' scores; NaN if the truth is excluded, +inf if its class cannot be scored."""
     for i in range(LANES):
         k = truth[y, x + i] if x + i < truth.shape[1] else -1
@@ -191,7 +191,7 @@ def true_scores(values, reached, activation, truth, y, x, ignore, top, best, res
         scratch[LANES + i] = values[k * LANES + i] if reachable else _ZERO
         scratch[2 * LANES + i] = _ZERO if reachable else (_INF if inside else _NAN)
     true, value, instead = load(scratch, 0), load(scratch, LANES), load(scratch, 2 * LANES)
-    score = nonconformity(activation, value, true == top, best, rest, inverse)
+    score = nonconformity(activation, value, true == top, best, other_mass, inverse)
     zero = splat(_ZERO)
     return where(instead == zero, where(finite == zero, splat(_INF), score), instead)
 

@@ -107,10 +107,10 @@ def _widen(builder, value, is_bfloat16):
     brain = builder.shl(bits, _every_lane(16))
     magnitude = builder.shl(builder.and_(bits, _every_lane(0x7FFF)), _every_lane(13))
     # The product rebiases the exponent and normalizes subnormal halves; infinities and NaN keep a full exponent.
-    scaled = builder.fmul(builder.bitcast(magnitude, _FLOATS), ir.Constant(_FLOATS, [2.0**112] * LANES))
+    product = builder.fmul(builder.bitcast(magnitude, _FLOATS), ir.Constant(_FLOATS, [2.0**112] * LANES))
     exponent = builder.and_(bits, _every_lane(0x7C00))
     special = builder.icmp_unsigned("==", exponent, _every_lane(0x7C00))
-    finite = builder.bitcast(scaled, _INTS)
+    finite = builder.bitcast(product, _INTS)
     half = builder.select(special, builder.or_(magnitude, _every_lane(0x7F800000)), finite)
     half = builder.or_(half, builder.shl(builder.and_(bits, _every_lane(0x8000)), _every_lane(16)))
     return builder.bitcast(builder.select(_splat(builder, is_bfloat16, _BOOLS), brain, half), _FLOATS)
