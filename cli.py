@@ -97,8 +97,8 @@ def _exit(code: Any) -> NoReturn:
     with suppress(ValueError):  # not on the main thread
         signal.signal(signal.SIGINT, lambda *_: os._exit(number))
     # fsspec closes its connections on exit, each within seconds if the server does not answer
-    waiting = ("maskmill", "fsspecIO") if number == 130 else ("maskmill",)
-    if any(thread.name.startswith(waiting) for thread in threading.enumerate()):
+    prefixes = ("maskmill", "fsspecIO") if number == 130 else ("maskmill",)
+    if any(thread.name.startswith(prefixes) for thread in threading.enumerate()):
         if (storage := sys.modules.get("maskmill.engine.model.storage")) is not None:
             storage.remove_copies()
         with suppress(OSError):

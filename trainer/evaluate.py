@@ -130,7 +130,7 @@ def score_images(
     num_classes, method = len(run.classes), run.recipe.method
     indices = range(rank, len(images.uris), world)
     sums = _Sums(num_classes)
-    for done, index in enumerate(indices, start=1):
+    for count, index in enumerate(indices, start=1):
         sample = images.read(index)
         scores = predict_scores(module, sample.image, run, device=device, tile=tile, overlap=overlap)
         stats = decode_scores(scores, ("label", "confidence"))
@@ -144,7 +144,7 @@ def score_images(
         if isinstance(method, Consistency):
             sums.add_selection(scores, sample.label, method, run.ignore, thresholds)
         if progress is not None:
-            progress(done, len(indices))
+            progress(count, len(indices))
     sums = sums.over_processes(device) if world > 1 else sums
     return sums.scores(run.classes, len(images.uris), with_selection=isinstance(method, Consistency))
 
@@ -168,8 +168,8 @@ def search_background(module: nn.Module, images: LabeledImages, run: Run, *, dev
         upsampled = _upsample(predicted.scores, sample.label.shape)
         upsampled[background] = -1
         best, label = upsampled.max(axis=0), upsampled.argmax(axis=0)
-        valid = sample.label < num_classes
-        best, label, truth = best[valid], label[valid], sample.label[valid].astype(np.int64)
+        has_label = sample.label < num_classes
+        best, label, truth = best[has_label], label[has_label], sample.label[has_label].astype(np.int64)
         for number, score in enumerate(candidates):
             pairs = truth * num_classes + np.where(best <= score, background, label)
             confusion[number] += np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
@@ -203,11 +203,11 @@ class _Sums:
         self.truth: list[NDArray[np.int64]] = []
 
     def add(self, label: NDArray[Any], confidence: NDArray[Any], truth: NDArray[Any]) -> None:
-        valid = truth < self.num_classes
-        pairs = truth[valid].astype(np.int64) * self.num_classes + label[valid]
+        has_label = truth < self.num_classes
+        pairs = truth[has_label].astype(np.int64) * self.num_classes + label[has_label]
         counts = np.bincount(pairs, minlength=self.num_classes**2)
         self.arrays["confusion"] += counts.reshape(self.num_classes, -1)
-        bins = bin_confidence(confidence[valid].astype(np.float64), (label == truth)[valid])
+        bins = bin_confidence(confidence[has_label].astype(np.float64), (label == truth)[has_label])
         for name, values in zip(("counts", "confidence_sums", "right_pixels"), bins, strict=True):
             self.arrays[name] += values
 
@@ -222,9 +222,9 @@ class _Sums:
         y = ((rows + 0.5 - top) / (bottom - top) * truth.shape[0]).astype(np.int64)
         x = ((columns + 0.5 - left) / (right - left) * truth.shape[1]).astype(np.int64)
         sampled = truth[y[:, None], x]
-        valid = sampled < self.num_classes
-        self.logits.append(np.asarray(logits[rows[:, None], columns][valid], np.float32))
-        self.truth.append(sampled[valid].astype(np.int64))
+        has_label = sampled < self.num_classes
+        self.logits.append(np.asarray(logits[rows[:, None], columns][has_label], np.float32))
+        self.truth.append(sampled[has_label].astype(np.int64))
 
     def add_selection(
         self,
@@ -240,8 +240,10 @@ class _Sums:
         real = torch.ones((1, *truth.shape), dtype=torch.bool)
         limits = None if thresholds is None else torch.from_numpy(np.asarray(thresholds, np.float64))
         maps = torch.from_numpy(np.array(logits, np.float32))[None]
-        own = select(maps, real, method, ignore=ignore, thresholds=limits)
-        quality = measure_selection(own.label[0].numpy(), own.reliable[0].numpy(), truth, self.num_classes)
+        pseudo_labels = select(maps, real, method, ignore=ignore, thresholds=limits)
+        quality = measure_selection(
+            pseudo_labels.label[0].numpy(), pseudo_labels.reliable[0].numpy(), truth, self.num_classes
+        )
         for name in _SELECTION:
             self.arrays[name] += getattr(quality, name)
 
@@ -256,10 +258,10 @@ class _Sums:
         for name, array in self.arrays.items():
             total.arrays[name] = values[start : start + array.size].reshape(array.shape).astype(array.dtype)
             start += array.size
-        gathered: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(gathered, (self.logits, self.truth))
-        total.logits = [logits for part, _ in gathered for logits in part]
-        total.truth = [truth for _, part in gathered for truth in part]
+        parts: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(parts, (self.logits, self.truth))
+        total.logits = [logits for part, _ in parts for logits in part]
+        total.truth = [truth for _, part in parts for truth in part]
         return total
 
     def scores(self, classes: tuple[str, ...], num_images: int, *, with_selection: bool) -> Scores:

@@ -208,10 +208,10 @@ def _evaluate_student(
     if taxonomy is not None:
         classes = classes.with_labels_of(taxonomy)
     pixels = Pixels(bands=student.input.bands, bit_depth=student.run.bit_depth)
-    labeled = LabeledImages.pair(images, labels, classes, ids=ids, pixels=pixels)
+    photos = LabeledImages.pair(images, labels, classes, ids=ids, pixels=pixels)
     scores = score_images(
         student.module.to(torch_device),
-        labeled,
+        photos,
         student.run,
         device=torch_device,
         tile=tile,
@@ -221,14 +221,14 @@ def _evaluate_student(
     )
     confusion = np.pad(scores.confusion, ((0, 0), (0, 1)))  # a student labels every pixel
     return StudentQuality(
-        confusion=confusion, targets=scores.classes, num_images=scores.num_images, source=labeled.summary, scores=scores
+        confusion=confusion, targets=scores.classes, num_images=scores.num_images, source=photos.summary, scores=scores
     )
 
 
 def _notes_on_reviews(store: LabelStore, uris: Sequence[str]) -> tuple[str, ...]:
     """Describe the pixels that the reviews of some inputs leave unmeasured."""
-    reviews, measured = store.current_reviews(), set(uris)
-    verdicts = [reviews[row.id].verdict for row in store.inputs() if row.uri in measured and row.id in reviews]
+    reviews, measured_uris = store.current_reviews(), set(uris)
+    verdicts = [reviews[row.id].verdict for row in store.inputs() if row.uri in measured_uris and row.id in reviews]
     if not (accepted := verdicts.count("accepted")):
         return ()
     subject = "every image was" if accepted == len(verdicts) else f"{accepted:,} of {len(verdicts):,} images were"

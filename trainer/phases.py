@@ -38,8 +38,8 @@ def phases(recipe: Recipe) -> tuple[Phase, ...]:
     else:
         with_labels = {"labeled": recipe.labeled, "stored": recipe.batch - recipe.labeled}
     if isinstance(method, Consistency):
-        more = {"partners": halves["unlabeled"]} if method.partners == "second" else {}
-        return (Phase(objective="consistency", start=0, stop=recipe.steps, draws=halves | more),)
+        partner_draws = {"partners": halves["unlabeled"]} if method.partners == "second" else {}
+        return (Phase(objective="consistency", start=0, stop=recipe.steps, draws=halves | partner_draws),)
     if isinstance(method, AllSpark):
         check(2 * half == recipe.batch, "labeled", f"half of the batch of {recipe.batch}", half)
         return (Phase(objective="allspark", start=0, stop=recipe.steps, draws=halves),)
@@ -68,12 +68,12 @@ def with_epochs(recipe: Recipe, sizes: Mapping[str, int]) -> Recipe:
     """
     if recipe.epochs is None:
         return recipe
-    first, *rest = phases(recipe)
+    first, *later_phases = phases(recipe)
     stream = next(name for name in ("unlabeled", "union", "stored", "labeled") if first.draws.get(name))
     steps = math.ceil(recipe.epochs * sizes.get(stream, 0) / first.draws[stream])
     check(steps >= 1, "epochs", "at least one step: the training images are missing", recipe.epochs)
     method = recipe.method
-    if rest and isinstance(method, ConformalSam):
-        second = math.ceil(recipe.epochs / 3 * sizes.get("unlabeled", 0) / rest[0].draws["unlabeled"])
+    if later_phases and isinstance(method, ConformalSam):
+        second = math.ceil(recipe.epochs / 3 * sizes.get("unlabeled", 0) / later_phases[0].draws["unlabeled"])
         method = replace(method, self_reliance=max(second, 1) / (steps + max(second, 1)))
     return replace(recipe, steps=steps, method=method)

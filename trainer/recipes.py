@@ -312,26 +312,26 @@ def with_settings(recipe: Recipe, settings: Sequence[str], *, allow_code: bool =
     return replace(recipe, method=replace(recipe.method, **method), model_options=options, **changes)
 
 
-def recipe_from_json(raw: Mapping[str, Any]) -> Recipe:
+def recipe_from_json(document: Mapping[str, Any]) -> Recipe:
     """Return the recipe of :meth:`Recipe.to_json`; raises :class:`UsageError` if a field is missing or impossible."""
-    check_choice("recipe.name", raw.get("name"), RECIPES)
-    name = str(raw["name"])
+    check_choice("recipe.name", document.get("name"), RECIPES)
+    name = str(document["name"])
     types: dict[str, Any] = typing.get_type_hints(Recipe) | {"method": type(RECIPES[name]().method)}
-    if unknown := [key for key in raw if key not in types]:
-        raise UsageError(f"the recipe has the unknown field {unknown[0]!r:.80}")
-    if missing := [key for key in types if key not in raw]:
-        raise UsageError(f"the recipe lacks the field {missing[0]!r}")
-    return Recipe(**{key: read_value(kind, raw[key], f"recipe.{key}") for key, kind in types.items()})
+    if unknown_keys := [key for key in document if key not in types]:
+        raise UsageError(f"the recipe has the unknown field {unknown_keys[0]!r:.80}")
+    if missing_keys := [key for key in types if key not in document]:
+        raise UsageError(f"the recipe lacks the field {missing_keys[0]!r}")
+    return Recipe(**{key: read_value(kind, document[key], f"recipe.{key}") for key, kind in types.items()})
 
 
 def _type_of(owner: Any, name: str, key: str) -> Any:
     types = typing.get_type_hints(type(owner))
     if name not in types:
         prefix = key[: len(key) - len(name)]
-        known = [f"{prefix}{field.name}" for field in dataclasses.fields(owner)]
-        nearest = nearest_name(key, known, similarity=0.7)
+        names = [f"{prefix}{field.name}" for field in dataclasses.fields(owner)]
+        nearest = nearest_name(key, names, similarity=0.7)
         hint = "; this" if nearest is None else f"; did you mean {nearest}? This"
-        raise UsageError(f"there is no setting {key}{hint} recipe has {', '.join(known) or 'none'}")
+        raise UsageError(f"there is no setting {key}{hint} recipe has {', '.join(names) or 'none'}")
     return types[name]
 
 
@@ -350,10 +350,10 @@ def _value(key: str, text: str, kind: Any) -> Any:
             return {"true": True, "false": False}[text.lower()]
         return kind(text)
     except (ValueError, KeyError):
-        expected = {bool: "true or false", int: "an integer", float: "a number"}.get(
+        type_name = {bool: "true or false", int: "an integer", float: "a number"}.get(
             kind, "numbers with commas between"
         )
-        raise UsageError(f"{key} must be {expected}, got {text!r}") from None
+        raise UsageError(f"{key} must be {type_name}, got {text!r}") from None
 
 
 def _free_value(text: str) -> Any:

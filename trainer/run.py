@@ -65,7 +65,7 @@ class Run:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain data."""
-        raw = {
+        document = {
             "format_version": FORMAT_VERSION,
             "recipe": self.recipe.to_json(),
             "model": {"name": self.recipe.model, "options": dict(self.model_options)},
@@ -77,7 +77,7 @@ class Run:
             "data": dict(self.data),
             "versions": dict(self.versions),
         }
-        return json.loads(json.dumps(raw))
+        return json.loads(json.dumps(document))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``run.json`` atomically; create the folder if needed."""
@@ -92,26 +92,26 @@ class Run:
         if is_store(folder):
             raise TrainingError(f"{folder} is a label store, not a training run; give a folder that train made")
         try:
-            raw = read_json_object(path)
+            document = read_json_object(path)
         except FileNotFoundError:
             raise TrainingError(
                 f"{folder} is not a training run: it has no {RUN_FILE}; make one with `maskmill train`"
             ).of_the_call() from None
         except UsageError as error:
             raise TrainingError(str(error)) from error
-        version = raw.get("format_version")
+        version = document.get("format_version")
         if version != FORMAT_VERSION:
             raise TrainingError(
                 f"{path} has format version {version!r:.80}, this maskmill reads {FORMAT_VERSION}; train again"
             )
         try:
-            return cls._from_json(raw)
+            return cls._from_json(document)
         except UsageError as error:
             raise TrainingError(f"{path} is damaged: {error}; train the student again") from error
 
     @classmethod
-    def _from_json(cls, raw: Mapping[str, Any]) -> Run:
-        file: _RunFile = read_value(_RunFile, raw)
+    def _from_json(cls, document: Mapping[str, Any]) -> Run:
+        file: _RunFile = read_value(_RunFile, document)
         return cls(
             recipe=recipe_from_json(file.recipe),
             model_options=file.model.options,
@@ -263,7 +263,7 @@ def _leaves(prefix: str, value: Any) -> list[tuple[str, Any]]:
     return [(prefix, value)]
 
 
-def open_run(folder: Path, requested: Run) -> bool:
+def open_run(folder: Path, new_run: Run) -> bool:
     """Start or resume a run in a folder; return True if the folder holds a checkpoint to resume from.
 
     Raises :class:`UsageError` if the folder holds another run or other files.
@@ -271,11 +271,11 @@ def open_run(folder: Path, requested: Run) -> bool:
     if is_store(folder):
         raise UsageError(f"{folder} is a label store, not a training run; choose another folder for the run with -o")
     if (folder / RUN_FILE).is_file():
-        if differences := run_differences(Run.load(folder), requested):
+        if differences := run_differences(Run.load(folder), new_run):
             summary = "; ".join(differences[:5])
             raise UsageError(f"{folder} holds another run ({summary}); use the same options, or another folder")
         return (folder / LAST).is_file()
     if folder.is_dir() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty and not a training run; choose a new folder")
-    requested.save(folder)
+    new_run.save(folder)
     return False

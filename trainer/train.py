@@ -188,8 +188,8 @@ class _Loop:
     ) -> TrainingProgress:
         """Train on the batches of the remaining steps."""
         recipe, process = self.recipe, self.process
-        started = since = time.perf_counter()
-        waited, logged, reports = 0.0, self.step, 0
+        start = since = time.perf_counter()
+        wait_seconds, last_logged_step, reports = 0.0, self.step, 0
         progress = TrainingProgress(
             step=self.step, steps=self.steps, loss=None, images_per_second=0.0, miou=self.miou,
             best=self.best, seconds=0.0,
@@ -200,7 +200,7 @@ class _Loop:
             while self.step < self.steps:
                 begun = time.perf_counter()
                 batches = [next(loader) for _ in range(recipe.accumulate)]
-                waited += time.perf_counter() - begun
+                wait_seconds += time.perf_counter() - begun
                 *counts, stop = process.mean([*count_pixels(batches, self.run.ignore), float(interrupted())])
                 if stop:
                     progress = replace(progress, interrupted=True)
@@ -217,31 +217,31 @@ class _Loop:
                 seconds = time.perf_counter() - since
                 if observer is not None and process.first and seconds > _SILENCE * (reports + 1):
                     reports += 1
-                    speed = (self.step - logged) * recipe.batch / seconds
+                    speed = (self.step - last_logged_step) * recipe.batch / seconds
                     observer(replace(progress, step=self.step, images_per_second=speed))
                 validates = self.corpus.validation is not None and (last or self.step % recipe.validate_every == 0)
                 if last or validates or self.step % recipe.log_every == 0:
                     self.watch.check()
                     row = dict(zip(losses, process.mean(list(losses.values())), strict=True))
-                    seconds, num_images = time.perf_counter() - since, (self.step - logged) * recipe.batch
-                    row |= {"images_per_second": num_images / seconds, "waited": waited / seconds}
+                    seconds, num_images = time.perf_counter() - since, (self.step - last_logged_step) * recipe.batch
+                    row |= {"images_per_second": num_images / seconds, "waited": wait_seconds / seconds}
                     if validates:
                         row |= self._validate()
                     progress = TrainingProgress(
                         step=self.step, steps=self.steps, loss=row["loss"], miou=self.miou, best=self.best,
-                        images_per_second=row["images_per_second"], seconds=time.perf_counter() - started,
+                        images_per_second=row["images_per_second"], seconds=time.perf_counter() - start,
                     )  # fmt: skip
                     if log is not None:
                         log.add(self.step, {"lr": rate, **row})
                         if observer is not None:
                             observer(progress)
-                    since, waited, logged, reports = time.perf_counter(), 0.0, self.step, 0
+                    since, wait_seconds, last_logged_step, reports = time.perf_counter(), 0.0, self.step, 0
                 if last or self.step % recipe.save_every == 0:
                     self._save(LAST)
             if progress.interrupted:
                 self._save(LAST)
         only_class = self._only_class() if process.first and not progress.interrupted else None
-        return replace(progress, step=self.step, seconds=time.perf_counter() - started, only_class=only_class)
+        return replace(progress, step=self.step, seconds=time.perf_counter() - start, only_class=only_class)
 
     def _only_class(self) -> str | None:
         """Return the only class that the student predicts on some labeled images; None if it predicts several."""
@@ -250,14 +250,14 @@ class _Loop:
         module = self.student if self.average is None else self.average.module
         module.eval()
         predicted: set[int] = set()
-        shown: set[int] = set()
+        true_classes: set[int] = set()
         for sample in map(part.read, range(min(len(part.uris), _CHECKED_IMAGES))):
             label = label_image(module, sample.image, self.run, device=self.process.device)
             predicted |= set(np.unique(label).tolist())
-            shown |= set(np.unique(sample.label[sample.label != self.run.ignore]).tolist())
+            true_classes |= set(np.unique(sample.label[sample.label != self.run.ignore]).tolist())
             if len(predicted) > 1:
                 return None
-        return self.run.classes[min(predicted)] if predicted and shown - predicted else None
+        return self.run.classes[min(predicted)] if predicted and true_classes - predicted else None
 
     def _update(self, batches: Sequence[Any], counts: Mapping[str, float], rate: float) -> dict[str, Any]:
         """Run one optimizer step on all parts of a batch; returns its loss, terms and figures in this process."""

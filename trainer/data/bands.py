@@ -73,12 +73,12 @@ def pixels_of(run: Mapping[str, Any]) -> Pixels:
 
 def common_pixels(stores: Sequence[LabelStore]) -> tuple[Pixels, Windows | None]:
     """Return how the images of stores were read, and by which windows; raises :class:`UsageError` if they differ."""
-    found = [(pixels_of(store.run), store.windows) for store in stores]
-    if any(other != found[0] for other in found[1:]):
+    settings = [(pixels_of(store.run), store.windows) for store in stores]
+    if any(other != settings[0] for other in settings[1:]):
         raise UsageError(
             "the stores hold labels of other bands, windows or bit depths; train on stores of one model's labels"
         )
-    return found[0] if found else (PHOTOS, None)
+    return settings[0] if settings else (PHOTOS, None)
 
 
 def decode_filled(
@@ -95,9 +95,9 @@ def decode_filled(
     samples = np.ma.getdata(image).copy()
     faults = np.ma.getmaskarray(image) | ~np.isfinite(samples)
     for channel in range(samples.shape[2]):
-        plane, missing = samples[..., channel], faults[..., channel]
-        if missing.any():
-            plane[missing] = 0 if missing.all() else plane[~missing].mean(dtype=np.float64)
+        plane, is_missing = samples[..., channel], faults[..., channel]
+        if is_missing.any():
+            plane[is_missing] = 0 if is_missing.all() else plane[~is_missing].mean(dtype=np.float64)
     return samples, with_data
 
 

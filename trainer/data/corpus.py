@@ -85,13 +85,13 @@ class Corpus:
 
     def calibration_images(self, recipe: Recipe) -> LabeledImages | None:
         """Return the labeled images that calibrate the student while it is trained; None if the recipe has none."""
-        method, labeled = recipe.method, self.labeled
-        if not isinstance(method, Consistency) or not method.calibrates or labeled is None:
+        method, labeled_images = recipe.method, self.labeled
+        if not isinstance(method, Consistency) or not method.calibrates or labeled_images is None:
             return None
         if not method.calibration_share:
-            return labeled
+            return labeled_images
         share = Fraction(method.calibration_share)
-        return labeled.only(frozenset(seeded_split(labeled.uris, share, seed=recipe.seed)))
+        return labeled_images.only(frozenset(seeded_split(labeled_images.uris, share, seed=recipe.seed)))
 
     def streams(self, recipe: Recipe | None = None) -> dict[str, tuple[Part, ...]]:
         """Return the parts that each stream of :data:`maskmill.trainer.data.datasets.STREAMS` draws from.
@@ -102,14 +102,14 @@ class Corpus:
         aside = None if recipe is None else self.calibration_images(recipe)
         if true is not None and aside is not None and len(aside.uris) < len(true.uris):
             true = true.only(frozenset(true.uris) - frozenset(aside.uris))
-        labeled: tuple[Part, ...] = () if true is None else (true,)
-        plain: tuple[Part, ...] = () if self.plain is None else (self.plain,)
+        labeled_parts: tuple[Part, ...] = () if true is None else (true,)
+        plain_parts: tuple[Part, ...] = () if self.plain is None else (self.plain,)
         return {
-            "union": labeled + self.stored,
-            "labeled": labeled,
+            "union": labeled_parts + self.stored,
+            "labeled": labeled_parts,
             "stored": self.stored,
-            "unlabeled": self.stored + plain,
-            "partners": self.stored + plain,
+            "unlabeled": self.stored + plain_parts,
+            "partners": self.stored + plain_parts,
         }
 
 
@@ -184,9 +184,9 @@ def open_corpus(
     if not taxonomies:
         raise UsageError("the classes are not known: give a label store, or --classes FILE")
     classes = taxonomies[0]
-    for other in taxonomies[1:]:
-        if (other.targets, other.background) != (classes.targets, classes.background):
-            names = f"{name_list(classes.targets)} and {name_list(other.targets)}"
+    for other_taxonomy in taxonomies[1:]:
+        if (other_taxonomy.targets, other_taxonomy.background) != (classes.targets, classes.background):
+            names = f"{name_list(classes.targets)} and {name_list(other_taxonomy.targets)}"
             raise UsageError(f"all labels must have the same classes, got {names}")
     if taxonomy is not None:
         classes = replace(classes, labels=taxonomy.labels)
@@ -204,15 +204,15 @@ def open_corpus(
     if labeled_share is not None:
         if labeled is None or true is None:
             raise UsageError("--labeled-share needs --labeled DIR")
-        split = seeded_split(true.uris, parse_share(labeled_share), seed=split_seed)
-        true = true.only(frozenset(split))
+        names_of_share = seeded_split(true.uris, parse_share(labeled_share), seed=split_seed)
+        true = true.only(frozenset(names_of_share))
     skip |= set() if true is None else set(true.uris)
-    plain = None if unlabeled is None else PlainImages.open(unlabeled, classes, skip=skip, **raster)
+    plain_images = None if unlabeled is None else PlainImages.open(unlabeled, classes, skip=skip, **raster)
     new_pins = tuple(store for store in pinned if pin is not None and not store.has_pin(pin))
     try:
-        stored = tuple(StoredImages.open(store, skip=skip, pin=pin) for store in stores)
+        stored_images = tuple(StoredImages.open(store, skip=skip, pin=pin) for store in stores)
         weak = None if segments is None else WeakLabels.open(segments, classes, image_labels=image_labels, pin=pin)
-        parts = (*stored, *(() if true is None else (true,)))
+        parts = (*stored_images, *(() if true is None else (true,)))
         normalization = None if pixels.bands is None else measure_bands(parts, pixels.bands)
     except BaseException:
         _unpin(new_pins, pin)
@@ -220,11 +220,11 @@ def open_corpus(
     record = {
         "stores": [{"path": str(store.path), "run": store.run} for store in label_stores],
         "labeled": _labeled_record(labeled, true, labeled_share, split_seed),
-        "unlabeled": _source_record(unlabeled, plain),
+        "unlabeled": _source_record(unlabeled, plain_images),
         "validation": _source_record(validation, held_out),
         "segments": None if segments is None else str(segments),
         "image_labels": None if image_labels is None else str(image_labels),
-        "images": {"stored": sum(len(part.uris) for part in stored)},
+        "images": {"stored": sum(len(part.uris) for part in stored_images)},
     }
     if pixels.bit_depth is not None:
         record["bit_depth"] = pixels.bit_depth
@@ -233,8 +233,8 @@ def open_corpus(
     return Corpus(
         taxonomy=classes,
         labeled=true,
-        stored=stored,
-        plain=plain,
+        stored=stored_images,
+        plain=plain_images,
         validation=held_out,
         normalization=normalization,
         weak=weak,

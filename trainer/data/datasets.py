@@ -145,9 +145,9 @@ class TrainingImages:
             label = label if label.dtype == np.uint8 else label.astype(np.int32)
             sample |= {"label": torch.tensor(np.ascontiguousarray(label)), "weight": torch.tensor(weight.copy())}
             if self._weak is not None:
-                segments, present = self._weak.read(uri, photo.label)
-                moved = augment.move_map(segments, move, 0).astype(np.int32)
-                sample |= {"segments": torch.tensor(moved), "present": torch.tensor(present)}
+                segments, class_flags = self._weak.read(uri, photo.label)
+                segment_map = augment.move_map(segments, move, 0).astype(np.int32)
+                sample |= {"segments": torch.tensor(segment_map), "present": torch.tensor(class_flags)}
             if views is not None and views.masked_images != "unlabeled":
                 sample |= self._second_view(image, inside, rng, views)
             if self._colors != "none":
@@ -168,9 +168,9 @@ class TrainingImages:
         self, image: NDArray[Any], inside: NDArray[np.bool_], rng: np.random.Generator, views: Consistency
     ) -> dict[str, Any]:
         torch = import_torch()
-        exact = views.mask_form == "supplement"
-        masks = views.second_view == "masked" and (exact or rng.random() < views.cover_probability)
-        cells = augment.draw_cells(rng, self._crop, cell=views.cell, cover=views.cover, floor=exact)
+        has_supplement = views.mask_form == "supplement"
+        masks = views.second_view == "masked" and (has_supplement or rng.random() < views.cover_probability)
+        cells = augment.draw_cells(rng, self._crop, cell=views.cell, cover=views.cover, floor=has_supplement)
         settings = augment.MASKED[views.masked_colors] if masks else augment.STRONG
         second = image if settings is None else self._recolor(image, inside, rng, settings)
         return {"second": _planes(second), "cells": torch.tensor(cells & masks)}

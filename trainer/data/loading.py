@@ -167,11 +167,11 @@ def to_device(batch: Mapping[str, Any], device: Any, spec: InputSpec, *, channel
             return value
         return ((value.float() * spec.scale - mean) / std).contiguous(memory_format=layout)
 
-    moved = {role: {name: move(name, value) for name, value in samples.items()} for role, samples in batch.items()}
+    tensors = {role: {name: move(name, value) for name, value in samples.items()} for role, samples in batch.items()}
     for role, samples in batch.items():
         if "segments" in samples:  # sizes of later arrays; elsewhere they would need a sync
-            moved[role]["num_segments"] = int(samples["segments"].max())
-    return moved
+            tensors[role]["num_segments"] = int(samples["segments"].max())
+    return tensors
 
 
 @lru_cache(maxsize=8)

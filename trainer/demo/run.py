@@ -53,7 +53,7 @@ def run_demo(output: Path, *, console: Console) -> dict[str, Any]:
 
     Raises :class:`MissingPackageError` without the packages of the ``demo`` extra.
     """
-    started = time.perf_counter()
+    start = time.perf_counter()
     folder = output / "earth"
     _clear(folder)
     picture, zones = earth.load_picture(), earth.load_zones()
@@ -114,7 +114,7 @@ def run_demo(output: Path, *, console: Console) -> dict[str, Any]:
         "coverage on your own images."
     )
     figures["picture"] = str(_draw(folder, picture, zones, calibration_tiles, scored_tiles, figures))
-    figures["seconds"] = time.perf_counter() - started
+    figures["seconds"] = time.perf_counter() - start
     console.print(f"Picture: {figures['picture']} ({figures['seconds']:.0f} s in total)")
     return figures
 
@@ -149,15 +149,15 @@ def _coverage(
     calibration: Calibration,
 ) -> float:
     """Return the share of labeled pixels whose prediction set contains the true class."""
-    covered = total = 0
+    num_covered = total = 0
     for tile in tiles:
         truth = taxonomy.encode(zones[tile.window], tile.name)
-        valid = truth != taxonomy.ignore_index
+        has_label = truth != taxonomy.ignore_index
         score_map = predictor.predict(np.ascontiguousarray(picture[tile.window]))
-        scores = true_scores(score_map, truth, taxonomy)[valid]
-        covered += int((scores <= calibration.thresholds[truth[valid]]).sum())
+        scores = true_scores(score_map, truth, taxonomy)[has_label]
+        num_covered += int((scores <= calibration.thresholds[truth[has_label]]).sum())
         total += len(scores)
-    return covered / total
+    return num_covered / total
 
 
 def _print_table(quality: dict[str, Quality], console: Console) -> None:

@@ -49,7 +49,7 @@ def run_student(folder: Path, figures: Mapping[str, Any], *, console: Console) -
     ``seconds``. Raises :class:`MissingPackageError` without the packages of the ``train`` extra.
     """
     import_torch()
-    started = time.perf_counter()
+    start = time.perf_counter()
     run, store = folder / "student", folder / "labels" / "conformal"
     shutil.rmtree(run, ignore_errors=True)
     recipe = weighted(**_SETTINGS)
@@ -62,7 +62,7 @@ def run_student(folder: Path, figures: Mapping[str, Any], *, console: Console) -
         raise KeyboardInterrupt
     student = load_run(run)
     scores = score_images(student.module, LabeledImages.open(folder / "scored", run_taxonomy(student.run)), student.run)
-    quality = {"accuracy": scores.accuracy, "miou": scores.miou, "seconds": time.perf_counter() - started}
+    quality = {"accuracy": scores.accuracy, "miou": scores.miou, "seconds": time.perf_counter() - start}
     _print_table(figures, quality, console)
     return quality
 

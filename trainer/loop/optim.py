@@ -25,10 +25,10 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     """
     if step < recipe.warmup:
         return recipe.lr * (step + 1) / recipe.warmup
-    done = step / num_steps(recipe)
+    progress = step / num_steps(recipe)
     if recipe.schedule == "poly":
-        return recipe.lr * (1 - done) ** POLY_POWER
-    return recipe.lr * (1 + math.cos(math.pi * done)) / 2
+        return recipe.lr * (1 - progress) ** POLY_POWER
+    return recipe.lr * (1 + math.cos(math.pi * progress)) / 2
 
 
 def make_optimizer(student: Any, recipe: Recipe) -> Optimizer:

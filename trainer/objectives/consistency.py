@@ -34,41 +34,45 @@ def consistency(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losse
     """
     torch, method = import_torch(), moment.recipe.method
     assert isinstance(method, Consistency), "the phase belongs to this method"
-    labeled, unlabeled = batch["labeled"], batch["unlabeled"]
-    real, num = unlabeled["real"], len(labeled["image"])
+    labeled_batch, unlabeled_batch = batch["labeled"], batch["unlabeled"]
+    real, num = unlabeled_batch["real"], len(labeled_batch["image"])
     if moment.step < method.start:
-        loss = labeled_loss(student(labeled["image"]), labeled["label"], moment)
+        loss = labeled_loss(student(labeled_batch["image"]), labeled_batch["label"], moment)
         return Losses(total=method.labeled * loss, terms={"labeled": loss})
-    dropped = None
+    dropout_logits = None
     if method.teacher == "average":
         assert moment.teacher is not None, "the recipe keeps a moving average for this method"
-        own_logits = predict(moment.teacher, unlabeled["image"])
-        logits = student(labeled["image"])
+        own_logits = predict(moment.teacher, unlabeled_batch["image"])
+        logits = student(labeled_batch["image"])
     else:
-        features = student.encode(torch.cat([labeled["image"], unlabeled["image"]]))
+        features = student.encode(torch.cat([labeled_batch["image"], unlabeled_batch["image"]]))
         if method.features:
             twice = [torch.cat([f, torch.nn.functional.dropout2d(f, method.dropout)]) for f in features]
-            logits, dropped = student.decode(twice).chunk(2)
+            logits, dropout_logits = student.decode(twice).chunk(2)
         else:
             logits = student.decode(features)
         logits, own_logits = logits[:num], logits[num:]
-    own = select(own_logits, real, method, ignore=moment.ignore, thresholds=moment.thresholds)
-    partners, others = batch.get("partners"), None
+    pseudo_labels = select(own_logits, real, method, ignore=moment.ignore, thresholds=moment.thresholds)
+    partners, partner_labels = batch.get("partners"), None
     if partners is not None:
         other_logits = predict(moment.teacher if method.teacher == "average" else student, partners["image"])
-        others = select(other_logits, partners["real"], method, ignore=moment.ignore, thresholds=moment.thresholds)
-    first = mix(unlabeled["strong"], unlabeled["box"], None if partners is None else partners["strong"])
-    second, second_labels = _second_view(unlabeled, own, method, partners, others)
+        partner_labels = select(
+            other_logits, partners["real"], method, ignore=moment.ignore, thresholds=moment.thresholds
+        )
+    first = mix(unlabeled_batch["strong"], unlabeled_batch["box"], None if partners is None else partners["strong"])
+    second, second_labels = _second_view(unlabeled_batch, pseudo_labels, method, partners, partner_labels)
     views = [first, second] if method.second and method.masked_images != "labeled" else [first]
     masked_labeled = method.second_view == "masked" and method.masked_images != "unlabeled"
     if masked_labeled:
-        valid = labeled["label"] != moment.ignore
-        views.append(labeled["second"].masked_fill(_masked(labeled["cells"], valid, method)[:, None], 0))
+        has_label = labeled_batch["label"] != moment.ignore
+        views.append(
+            labeled_batch["second"].masked_fill(_masked(labeled_batch["cells"], has_label, method)[:, None], 0)
+        )
     strong = _strong_logits(student, views, method)
-    screened = own
+    screened = pseudo_labels
     if method.screen and method.second_view == "masked" and len(views) > 1:
-        screened = _screen(own, strong[1], real, method.screen)
-    mixed = mix_labels(screened, unlabeled["box"], others)
+        screened = _screen(pseudo_labels, strong[1], real, method.screen)
+    mixed = mix_labels(screened, unlabeled_batch["box"], partner_labels)
     count = moment.counts["unlabeled"]
 
     def unlabeled_loss(logits: Tensor, pseudo: PseudoLabels, weighted: bool = True) -> Tensor:
@@ -76,7 +80,7 @@ def consistency(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losse
         return losses.cross_entropy(upsample(logits, real), pseudo.label, weight, ignore=moment.ignore, count=count)
 
     terms = {
-        "labeled": labeled_loss(logits, labeled["label"], moment),
+        "labeled": labeled_loss(logits, labeled_batch["label"], moment),
         "strong": unlabeled_loss(strong[0], mixed),
     }
     if method.second:
@@ -86,21 +90,21 @@ def consistency(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losse
         if masked_labeled:
             number = moment.counts["labeled"]
             loss = losses.cross_entropy(
-                upsample(strong[-1], real), labeled["label"], ignore=moment.ignore, count=number
+                upsample(strong[-1], real), labeled_batch["label"], ignore=moment.ignore, count=number
             )
             parts.append((loss, number))
         total = sum(number for _, number in parts)
         terms["second"] = torch.stack([loss * (number / max(total, 1)) for loss, number in parts]).sum()
-    if dropped is not None:
-        terms["features"] = unlabeled_loss(dropped[num:], screened)
+    if dropout_logits is not None:
+        terms["features"] = unlabeled_loss(dropout_logits[num:], screened)
     num_real, ramp = real.sum().clamp(min=1), _ramp(method, moment)
     total = torch.stack(
         [getattr(method, name) * (1 if name == "labeled" else ramp) * term for name, term in terms.items()]
     ).sum()
     confidence, _ = confidence_and_label(own_logits, real)
     figures = {
-        "weight": own.weight.sum() / num_real,
-        "reliable": own.reliable.sum() / num_real,
+        "weight": pseudo_labels.weight.sum() / num_real,
+        "reliable": pseudo_labels.reliable.sum() / num_real,
         "unlabeled_confidence": (confidence * real).sum() / num_real,
     }
     return Losses(total=total, terms=terms, figures=figures)
@@ -126,7 +130,7 @@ def complementary_dropout(features: Sequence[Tensor], probability: float) -> lis
     """
     torch = import_torch()
     num = len(features[0]) // 2
-    untouched = torch.randperm(num)[: num // 2]
+    pair_indices = torch.randperm(num)[: num // 2]
     masks: dict[int, Tensor] = {}
     for feature in features:
         channels = feature.shape[1]
@@ -134,7 +138,7 @@ def complementary_dropout(features: Sequence[Tensor], probability: float) -> lis
             keep = torch.bernoulli(torch.full((num, channels), 1 - probability))
             pair = torch.stack([keep / (1 - probability), (1 - keep) / probability]) if probability else None
             pair = torch.ones(2, num, channels) if pair is None else pair
-            pair[:, untouched] = 1.0
+            pair[:, samples] = 1.0
             masks[channels] = pair.flatten(0, 1)[:, :, None, None]
     return [feature * masks[feature.shape[1]].to(feature) for feature in features]
 
@@ -160,20 +164,20 @@ def mix_labels(own: PseudoLabels, boxes: Tensor, others: PseudoLabels | None) ->
 
 
 def _second_view(
-    unlabeled: Mapping[str, Tensor],
-    own: PseudoLabels,
+    unlabeled_batch: Mapping[str, Tensor],
+    pseudo_labels: PseudoLabels,
     method: Consistency,
     partners: Mapping[str, Tensor] | None,
-    others: PseudoLabels | None,
+    partner_labels: PseudoLabels | None,
 ) -> tuple[Tensor, PseudoLabels]:
     """Return the images of the second view and their labels."""
-    image = unlabeled["second"]
+    image = unlabeled_batch["second"]
     if method.second_view == "cutmix" or method.masked_cutmix:
-        image = mix(image, unlabeled["second_box"], None if partners is None else partners["second"])
-        own = mix_labels(own, unlabeled["second_box"], others)
+        image = mix(image, unlabeled_batch["second_box"], None if partners is None else partners["second"])
+        pseudo_labels = mix_labels(pseudo_labels, unlabeled_batch["second_box"], partner_labels)
     if method.second_view == "masked":
-        image = image.masked_fill(_masked(unlabeled["cells"], own.reliable, method)[:, None], 0)
-    return image, own
+        image = image.masked_fill(_masked(unlabeled_batch["cells"], pseudo_labels.reliable, method)[:, None], 0)
+    return image, pseudo_labels
 
 
 def _masked(cells: Tensor, reliable: Tensor, method: Consistency) -> Tensor:
@@ -195,14 +199,14 @@ def _strong_logits(student: Any, views: Sequence[Tensor], method: Consistency) -
     return logits.split([len(view) for view in views])
 
 
-def _screen(own: PseudoLabels, logits: Tensor, real: Tensor, threshold: float) -> PseudoLabels:
+def _screen(pseudo_labels: PseudoLabels, logits: Tensor, real: Tensor, threshold: float) -> PseudoLabels:
     """Replace unreliable labels by confident predictions for the masked view (CSL, outlook in section F)."""
     torch = import_torch()
     confidence, label = confidence_and_label(logits, real)
-    better = real & ~own.reliable & (confidence >= threshold)
-    return own._replace(
-        label=torch.where(better, label, own.label),
-        weight=torch.where(better, torch.ones_like(own.weight), own.weight),
+    is_better = real & ~pseudo_labels.reliable & (confidence >= threshold)
+    return pseudo_labels._replace(
+        label=torch.where(is_better, label, pseudo_labels.label),
+        weight=torch.where(is_better, torch.ones_like(pseudo_labels.weight), pseudo_labels.weight),
     )
 
 

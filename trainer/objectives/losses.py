@@ -40,13 +40,13 @@ def hard_cross_entropy(logits: Tensor, label: Tensor, *, ignore: int, threshold:
     """
     torch = import_torch()
     label = label.long()
-    valid = label != ignore
+    mask = label != ignore
     losses = torch.nn.functional.cross_entropy(logits.float(), label, ignore_index=ignore, reduction="none")
     if 0 < pixels <= label.numel():  # with fewer labeled pixels the limit is the value of an unlabeled pixel: 1
-        probability = torch.exp(-losses.detach()).masked_fill(~valid, 1.0)
+        probability = torch.exp(-losses.detach()).masked_fill(~mask, 1.0)
         limit = probability.flatten().kthvalue(pixels).values.clamp(min=threshold)
-        valid = valid & (probability <= limit)
-    return torch.where(valid, losses, 0.0).sum() / valid.sum().clamp(min=1)
+        mask = mask & (probability <= limit)
+    return torch.where(mask, losses, 0.0).sum() / mask.sum().clamp(min=1)
 
 
 def self_reliance_weight(step: int, steps: int, *, initial: float, decay: float) -> float:

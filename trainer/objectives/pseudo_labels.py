@@ -54,13 +54,13 @@ def select(
         return threshold_labels(logits, real, threshold=method.threshold, ignore=ignore)
     if method.selection == "conformal":
         return conformal_labels(logits, real, thresholds, ignore=ignore)
-    own = pcos_labels(logits, real, form=method.pcos, metrics=method.metrics, groups=method.groups, ignore=ignore)
+    labels = pcos_labels(logits, real, form=method.pcos, metrics=method.metrics, groups=method.groups, ignore=ignore)
     if method.selection == "matched":
-        return most_confident(logits, real, own)
+        return most_confident(logits, real, labels)
     if method.selection == "conformal-pcos":
-        kept = conformal_labels(logits, real, thresholds, ignore=ignore).reliable
-        return own._replace(weight=own.weight * kept, reliable=own.reliable & kept)
-    return own
+        mask = conformal_labels(logits, real, thresholds, ignore=ignore).reliable
+        return labels._replace(weight=labels.weight * mask, reliable=labels.reliable & mask)
+    return labels
 
 
 def pcos_labels(
@@ -144,26 +144,26 @@ def conformal_labels(logits: Tensor, real: Tensor, thresholds: Tensor | None, *,
     torch = import_torch()
     label = _on_real(_stats(logits, real, ("label",)).label, real, ignore)
     if thresholds is None:
-        kept = torch.zeros_like(real)
-        return PseudoLabels(label, kept.float(), kept)
+        mask = torch.zeros_like(real)
+        return PseudoLabels(label, mask.float(), mask)
     size = tuple(real.shape[-2:])
     upsampled = torch.nn.functional.interpolate(logits.detach().double(), size=size, mode="bilinear")
     limits = thresholds.to(upsampled)[None, :, None, None]
     members = 1 - upsampled.softmax(dim=1) <= limits
     best = members.gather(1, upsampled.argmax(dim=1, keepdim=True))[:, 0]
-    kept = best & (members.sum(dim=1) == 1) & real
-    return PseudoLabels(label, kept.float(), kept)
+    mask = best & (members.sum(dim=1) == 1) & real
+    return PseudoLabels(label, mask.float(), mask)
 
 
-def most_confident(logits: Tensor, real: Tensor, own: PseudoLabels) -> PseudoLabels:
-    """Keep the most confident pixels of each image with weight 1, as many as the weights of ``own`` sum to."""
+def most_confident(logits: Tensor, real: Tensor, labels: PseudoLabels) -> PseudoLabels:
+    """Keep the most confident pixels of each image with weight 1, as many as the weights of ``labels`` sum to."""
     torch = import_torch()
     confidence = _stats(logits, real, ("confidence",)).confidence.masked_fill(~real, -1.0)
-    kept = torch.zeros_like(real)
+    mask = torch.zeros_like(real)
     for image in range(len(real)):
-        number = int(own.weight[image].sum().round())
-        kept[image].view(-1)[confidence[image].flatten().topk(number).indices] = True
-    return PseudoLabels(own.label, kept.float(), kept)
+        number = int(labels.weight[image].sum().round())
+        mask[image].view(-1)[confidence[image].flatten().topk(number).indices] = True
+    return PseudoLabels(labels.label, mask.float(), mask)
 
 
 def argmax_labels(logits: Tensor, real: Tensor, *, ignore: int) -> Tensor:

@@ -30,21 +30,21 @@ def s2c_losses(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losses
     torch, method, samples = import_torch(), moment.recipe.method, batch["labeled"]
     assert isinstance(method, S2c), "the phase belongs to this method"
     features, maps = student.decoder.maps(student.encode(samples["image"]))
-    background, present = student.decoder.background, samples["present"]
+    background, class_flags = student.decoder.background, samples["present"]
     if background is not None:
-        present = torch.cat([present[:, :background], present[:, background + 1 :]], dim=1)
+        class_flags = torch.cat([class_flags[:, :background], class_flags[:, background + 1 :]], dim=1)
     contrast = segment_contrast(
         features, samples["segments"], samples["num_segments"], temperature=method.temperature, compat=method.compat
     )
     terms = {
         # means over images; every part of a step has the same number of images
-        "classes": classification(maps.mean(dim=(2, 3)), present) / moment.recipe.accumulate,
+        "classes": classification(maps.mean(dim=(2, 3)), class_flags) / moment.recipe.accumulate,
         "segments": contrast / moment.recipe.accumulate,
     }
     total = terms["classes"] + method.segments * terms["segments"]
     if moment.step >= method.warmup * moment.recipe.steps:
         size = (samples["label"].shape[-2], samples["label"].shape[-1])
-        scores = map_scores(maps, present, size, background)
+        scores = map_scores(maps, class_flags, size, background)
         terms["prompted"] = losses.cross_entropy(
             scores, samples["label"], ignore=moment.ignore, count=moment.counts["labeled"]
         )
@@ -82,29 +82,29 @@ def segment_contrast(
         size = (ids.shape[-2], ids.shape[-1])
         upsampled = torch.nn.functional.interpolate(feature[None], size=size, mode="bilinear", align_corners=False)
         unit = torch.nn.functional.normalize(upsampled[0], dim=0)
-        pixels, own = unit.flatten(1), ids.flatten()
-        sizes = torch.zeros(columns, device=pixels.device).index_add_(0, own, torch.ones_like(pixels[0]))
-        means = torch.zeros(columns, len(pixels), device=pixels.device).index_add_(0, own, pixels.detach().T)
+        pixels, segment_ids = unit.flatten(1), ids.flatten()
+        sizes = torch.zeros(columns, device=pixels.device).index_add_(0, segment_ids, torch.ones_like(pixels[0]))
+        means = torch.zeros(columns, len(pixels), device=pixels.device).index_add_(0, segment_ids, pixels.detach().T)
         prototypes = torch.nn.functional.normalize(means / sizes.clamp(min=1)[:, None], dim=1)
         scores = pixels.T @ prototypes.T * (temperature if compat else 1 / temperature)
         if not compat:
-            absent = (sizes == 0) | (torch.arange(columns, device=pixels.device) == 0)
-            scores = scores.masked_fill(absent, -1e30)
-        sums.append(torch.nn.functional.cross_entropy(scores, own, reduction="sum", ignore_index=0))
+            is_absent = (sizes == 0) | (torch.arange(columns, device=pixels.device) == 0)
+            scores = scores.masked_fill(is_absent, -1e30)
+        sums.append(torch.nn.functional.cross_entropy(scores, segment_ids, reduction="sum", ignore_index=0))
         counts.append((ids > 0).sum().clamp(min=1))
     totals, divisors = torch.stack(sums), torch.stack(counts)
     return totals.sum() / divisors.sum() if compat else (totals / divisors).mean()
 
 
-def map_scores(maps: Tensor, present: Tensor, size: tuple[int, int], background: int | None) -> Tensor:
+def map_scores(maps: Tensor, class_flags: Tensor, size: tuple[int, int], background: int | None) -> Tensor:
     """Compute the logits of L_CPM = 1/N sum_n -log softmax(c_n)[y_n], y the labels of the prompted predictor.
 
     c_k = t_k relu(A_k) / (max relu(A_k) + 1e-5), upsampled bilinearly to ``size``, is 0 for classes that are not in the
     image (t = 0); the channel of the background, if there is one, is 1 - max_k c_k at its index. ``maps`` A
-    (N, K, h, w) and ``present`` t (N, K), both without the background → (N, K or K + 1, H, W) in [0, 1].
+    (N, K, h, w) and ``class_flags`` t (N, K), both without the background → (N, K or K + 1, H, W) in [0, 1].
     """
     torch = import_torch()
-    scores = normalized_maps(maps.float()) * present.float()[:, :, None, None]
+    scores = normalized_maps(maps.float()) * class_flags.float()[:, :, None, None]
     scores = torch.nn.functional.interpolate(scores, size=size, mode="bilinear", align_corners=False)
     if background is None:
         return scores

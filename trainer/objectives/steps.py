@@ -64,18 +64,18 @@ def allspark(student: Any, batch: Mapping[str, Any], moment: Moment) -> Losses:
 def _labeled_and_own(student: Any, batch: Mapping[str, Any], moment: Moment, *, memory: bool) -> tuple[Tensor, Tensor]:
     """Compute the losses of true labels and of the student's own labels in a single forward pass."""
     torch = import_torch()
-    labeled, unlabeled = batch["labeled"], batch["unlabeled"]
-    own_logits = predict(student, unlabeled["image"])
-    own = argmax_labels(own_logits, unlabeled["real"], ignore=moment.ignore)
-    images, num = torch.cat([labeled["image"], unlabeled["image"]]), len(labeled["image"])
+    labeled_batch, unlabeled_batch = batch["labeled"], batch["unlabeled"]
+    own_logits = predict(student, unlabeled_batch["image"])
+    pseudo_labels = argmax_labels(own_logits, unlabeled_batch["real"], ignore=moment.ignore)
+    images, num = torch.cat([labeled_batch["image"], unlabeled_batch["image"]]), len(labeled_batch["image"])
     if hasattr(student.decoder, "spark"):
         logits = student.decoder.spark(student.encode(images), own_logits, memory=memory)
     else:
         logits = student(images)
     consistent = losses.cross_entropy(
-        upsample(logits[num:], own), own, ignore=moment.ignore, count=moment.counts["unlabeled"]
+        upsample(logits[num:], pseudo_labels), pseudo_labels, ignore=moment.ignore, count=moment.counts["unlabeled"]
     )
-    return labeled_loss(logits[:num], labeled["label"], moment), consistent
+    return labeled_loss(logits[:num], labeled_batch["label"], moment), consistent
 
 
 OBJECTIVES: Mapping[ObjectiveName, Callable[[Any, Mapping[str, Any], Moment], Losses]] = {

@@ -93,11 +93,11 @@ def _block(channels: int, tokens: int, num_classes: int, heads: int, dropout: fl
 
         def within(self, embedding: Tensor) -> Tensor:
             """Attend to the channels of the same image, per head: (N, n, C) → (N, n, C)."""
-            split = [
+            projections = [
                 layer(embedding).unflatten(-1, (heads, channels)).permute(0, 2, 3, 1)
                 for layer in (self.query, self.key, self.value)
             ]
-            query, key, value = split  # (N, heads, C, n)
+            query, key, value = projections  # (N, heads, C, n)
             mixed = self.weigh(query @ key.transpose(-1, -2)) @ value
             # the authors' order of the last axis: channels first, then heads
             return self.drop(self.out(mixed.permute(0, 3, 2, 1).flatten(2)))
@@ -129,19 +129,21 @@ def _block(channels: int, tokens: int, num_classes: int, heads: int, dropout: fl
             self.register_buffer("memory", torch.randn(num_classes, channels, tokens))
             self.register_buffer("position", torch.zeros(num_classes, dtype=torch.long))
 
-        def forward(self, feature: Tensor, own: Tensor, *, memory: bool) -> Tensor:
+        def forward(self, feature: Tensor, score_maps: Tensor, *, memory: bool) -> Tensor:
             size = tuple(feature.shape[-2:])
             if size[0] * size[1] != tokens:
                 raise UsageError(f"the memory of allspark holds maps of {tokens} values, got {size}; set model.crop")
-            hidden = self.map_in(feature).flatten(2).transpose(-1, -2)
-            labeled, unlabeled = self.norm_in(hidden).chunk(2)
+            tokens_in = self.map_in(feature).flatten(2).transpose(-1, -2)
+            labeled_tokens, unlabeled_tokens = self.norm_in(tokens_in).chunk(2)
             with torch.no_grad():
-                logits = layers.functional.interpolate(own.float(), size=size, mode="bilinear", align_corners=False)
-                self.remember(unlabeled, channel_classes(logits, unlabeled))
+                logits = layers.functional.interpolate(
+                    score_maps.float(), size=size, mode="bilinear", align_corners=False
+                )
+                self.remember(unlabeled_tokens, channel_classes(logits, unlabeled_tokens))
             # a copy: the next part of the batch changes the memory before this part's backward pass
-            source = self.memory.clone().transpose(-1, -2) if memory else unlabeled
-            attended = [self.labeled.across(labeled, source), self.unlabeled.within(unlabeled)]
-            return self._map_out(torch.cat(attended) + hidden, size)
+            source = self.memory.clone().transpose(-1, -2) if memory else unlabeled_tokens
+            attended = [self.labeled.across(labeled_tokens, source), self.unlabeled.within(unlabeled_tokens)]
+            return self._map_out(torch.cat(attended) + tokens_in, size)
 
         def alone(self, feature: Tensor) -> Tensor:
             """Let each image attend to its own channels, as labeled images do without a memory."""

@@ -54,8 +54,8 @@ def classifier(body: nn.Module, width: int, num_classes: int, background: int | 
 
         def forward(self, features: list[Tensor]) -> Tensor:
             _, maps = self.maps(features)
-            present = maps.mean(dim=(2, 3), keepdim=True) > 0
-            scores = normalized_maps(maps) * present
+            is_present = maps.mean(dim=(2, 3), keepdim=True) > 0
+            scores = normalized_maps(maps) * is_present
             if background is None:
                 return scores
             outside = torch.ones_like(scores[:, :1]) * self.background_score

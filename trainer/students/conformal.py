@@ -50,15 +50,15 @@ def fit_student_thresholds(
     with tempfile.TemporaryDirectory(prefix="maskmill-recalibrate-") as folder, ScoreSpill(Path(folder)) as spill:
         for image, label in samples:
             scores = true_scores(predict_scores(module, image, run, device=device), label, taxonomy)
-            valid = label != taxonomy.ignore_index
-            spill.append(scores[valid], label[valid].astype(np.uint16))
+            has_label = label != taxonomy.ignore_index
+            spill.append(scores[has_label], label[has_label].astype(np.uint16))
         spill.finish()
-        chosen = list(range(len(spill)))
-        num_pixels, num_images = count_classes(spill, chosen, taxonomy.num_targets)
+        rows = list(range(len(spill)))
+        num_pixels, num_images = count_classes(spill, rows, taxonomy.num_targets)
         if not num_pixels.any():
             return np.full(taxonomy.num_targets, -np.inf)
         sharing = share_thresholds("class", num_images, min_images=fewest_images(level), background=taxonomy.background)
-        fitted = fit_thresholds(
-            spill, chosen, sharing, num_scored=taxonomy.num_scored, alpha=level, unit="pixel", on_small_n="max"
+        thresholds = fit_thresholds(
+            spill, rows, sharing, num_scored=taxonomy.num_scored, alpha=level, unit="pixel", on_small_n="max"
         )
-    return fitted.values[: taxonomy.num_targets].astype(np.float64)
+    return thresholds.values[: taxonomy.num_targets].astype(np.float64)

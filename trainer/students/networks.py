@@ -222,12 +222,12 @@ def _pyramid(channels: Sequence[int], width: int, num_classes: int) -> nn.Module
             coarse = features[-1]
             # no batch normalization here, since it fails for a single value per channel
             scene = self.scene(coarse.mean(dim=(2, 3), keepdim=True))
-            merged = self.mix[-1](self.project[-1](coarse) + scene)
+            feature = self.mix[-1](self.project[-1](coarse) + scene)
             for level in reversed(range(len(features) - 1)):
                 size = features[level].shape[-2:]
-                enlarged = interpolate(merged, size=size, mode="bilinear", align_corners=False)
-                merged = self.mix[level](self.project[level](features[level]) + enlarged)
-            return self.classify(merged)
+                enlarged = interpolate(feature, size=size, mode="bilinear", align_corners=False)
+                feature = self.mix[level](self.project[level](features[level]) + enlarged)
+            return self.classify(feature)
 
     return Pyramid()
 

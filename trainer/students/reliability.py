@@ -87,8 +87,8 @@ def measure_selection(
     label: NDArray[np.integer], selected: NDArray[np.bool_], truth: NDArray[np.integer], num_classes: int
 ) -> SelectedLabels:
     """Count predictions by class over the pixels whose true class is below ``num_classes``; maps are (H, W)."""
-    valid = (truth < num_classes) & (label < num_classes)
-    label, selected, right = label[valid], selected[valid], (label == truth)[valid]
+    has_label = (truth < num_classes) & (label < num_classes)
+    label, selected, right = label[has_label], selected[has_label], (label == truth)[has_label]
 
     def count(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
         return np.bincount(label[mask], minlength=num_classes).astype(np.int64)
@@ -117,11 +117,11 @@ def fit_temperature(logits: NDArray[np.floating], truth: NDArray[np.integer]) ->
     if not len(truth):
         return float("nan")
     logits = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    own = logits[np.arange(len(truth)), truth]
+    true_logits = logits[np.arange(len(truth)), truth]
 
     def loss(log_temperature: float) -> float:
         temperature = np.exp(log_temperature)
-        return float((np.log(np.exp(logits / temperature).sum(axis=1)) - own / temperature).mean())
+        return float((np.log(np.exp(logits / temperature).sum(axis=1)) - true_logits / temperature).mean())
 
     golden = (5**0.5 - 1) / 2
     low, high = np.log(_TEMPERATURES)
