@@ -145,7 +145,7 @@ def _is_bfloat16(tensor: Any) -> bool:
     return str(tensor.dtype) == "torch.bfloat16"
 
 
-def _bfloat16() -> Any:
+def _bfloat16() -> type[np.generic]:
     import ml_dtypes
 
     return ml_dtypes.bfloat16

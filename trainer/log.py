@@ -15,7 +15,7 @@ import io
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..engine.model.files import read_text
 from ..errors import MissingPackageError, TrainingError
@@ -39,7 +39,7 @@ class RunLog:
         self._file = self._rewritten()
         self._events = SummaryWriter(str(folder / EVENTS), purge_step=step + 1)
 
-    def _rewritten(self) -> Any:
+    def _rewritten(self) -> TextIO:
         file = self._path.open("w", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(file, self._columns, restval="")
         self._writer.writeheader()

@@ -16,6 +16,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ..engine.model.bundle import check_class_names
@@ -238,7 +239,7 @@ def student_state(state: Mapping[str, Any]) -> Mapping[str, Any]:
     return weights
 
 
-def import_torch() -> Any:
+def import_torch() -> ModuleType:
     """Import and return ``torch``; raises :class:`MissingPackageError` with the install command."""
     let_idle_threads_sleep()
     try:

@@ -139,7 +139,7 @@ def fit_logistic(
     bias = torch.zeros(truth.shape[1], dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=300, tolerance_grad=1e-7, line_search_fn="strong_wolfe")
 
-    def loss() -> Any:
+    def loss() -> torch.Tensor:
         optimizer.zero_grad()
         logits = inputs @ weight.T + bias
         value = binary_cross_entropy_with_logits(logits, targets) * truth.shape[1]

@@ -28,6 +28,7 @@ from ..graph import LARGEST, float_tensors, node_name, tensor_types
 
 if TYPE_CHECKING:
     import onnx
+    from onnxruntime import InferenceSession
 
 _FLOAT, _FLOAT16, _BFLOAT16 = 1, 10, 16  # TensorProto.DataType
 _LOWEST = 3.4028234663852886e38  # magnitude of the lowest float32 number
@@ -193,7 +194,7 @@ def _is_mask(magnitude: float) -> bool:
     return abs(magnitude / _LOWEST - 1) < 1e-6
 
 
-def _load(onnxruntime: Any, model: onnx.ModelProto, settings: dict[str, Any]) -> Any:
+def _load(onnxruntime: Any, model: onnx.ModelProto, settings: dict[str, Any]) -> InferenceSession:
     import onnx
 
     settings = {**settings, "providers": ["CPUExecutionProvider"]}

@@ -14,7 +14,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -140,7 +140,7 @@ def _quantize_int8(
         raise MissingPackageError("onnxruntime", "cpu", "quantizing to int8") from error
 
     class Reader(quantization.CalibrationDataReader):
-        def get_next(self) -> Any:
+        def get_next(self) -> Mapping[str, NDArray[Any]] | None:
             return next(feeds, None)
 
     prepared = target.with_name("prepared.onnx")

@@ -122,7 +122,7 @@ def encode_texts(model: Any, ids: Tensor, present: Tensor) -> Tensor:
     return model.get_text_features(input_ids=ids, attention_mask=present).pooler_output
 
 
-def decode(model: Any, *inputs: Tensor, places: Tensor, instances: int) -> Any:
+def decode(model: Any, *inputs: Tensor, places: Tensor, instances: int) -> Tensor | tuple[Tensor, ...]:
     """Score images, given by their levels, for encoded classes (C, T, D), tokens present (C, T): (N, C, h, w).
 
     ``places`` (1, D, h, w) is the position code of the coarsest level. With ``instances``, as of :func:`class_scores`.

@@ -167,7 +167,7 @@ class _Constant:
                 super().__init__()
                 self.register_buffer("features", features)
 
-            def forward(self, input_ids: Tensor, *_: Any, **__: Any) -> Any:
+            def forward(self, input_ids: Tensor, *_: Any, **__: Any) -> BaseModelOutput:
                 return BaseModelOutput(last_hidden_state=self.features.expand(input_ids.shape[0], -1, -1))
 
         self.module = Encoded()

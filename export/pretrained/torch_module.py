@@ -161,7 +161,7 @@ def as_module(forward: Callable[..., Any], *models: nn.Module) -> nn.Module:
             super().__init__()
             self.models = nn.ModuleList(models)
 
-        def forward(self, *inputs: Tensor) -> Any:
+        def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
             return forward(*self.models, *inputs)
 
     return Folded().eval()

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -116,7 +117,7 @@ Pointer = DeviceArray | np.uint64
 """An argument for a pointer parameter: an array, or :data:`NULL`."""
 
 
-def arrays() -> Any:
+def arrays() -> ModuleType:
     """Import CuPy, the array library of the device.
 
     Raises:

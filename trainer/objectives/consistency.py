@@ -138,7 +138,7 @@ def complementary_dropout(features: Sequence[Tensor], probability: float) -> lis
             keep = torch.bernoulli(torch.full((num, channels), 1 - probability))
             pair = torch.stack([keep / (1 - probability), (1 - keep) / probability]) if probability else None
             pair = torch.ones(2, num, channels) if pair is None else pair
-            pair[:, samples] = 1.0
+            pair[:, pair_indices] = 1.0
             masks[channels] = pair.flatten(0, 1)[:, :, None, None]
     return [feature * masks[feature.shape[1]].to(feature) for feature in features]
 

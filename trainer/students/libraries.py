@@ -17,7 +17,8 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...checks import check_choice
 from ...errors import MissingPackageError, UsageError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Config = Mapping[str, Any]
+T = TypeVar("T")
 
 _WIDE = {"hidden_sizes": (64, 128, 320, 512), "decoder_hidden_size": 768}
 _MIX_TRANSFORMERS: Mapping[str, Config] = {
@@ -299,7 +301,7 @@ def by_path(path: str, num_classes: int, *, pretrained: bool = True, **options: 
     return encoder_decoder(encoder, _calling(lambda logits: logits[0]), options=options, has_features=False)
 
 
-def _transformers(purpose: str) -> Any:
+def _transformers(purpose: str) -> ModuleType:
     try:
         import transformers
     except ImportError as error:
@@ -312,7 +314,7 @@ def _choice(size: str, table: Mapping[str, Config]) -> Config:
     return table[size]
 
 
-def _from_hub(load: Callable[[], Any], source: str) -> Any:
+def _from_hub(load: Callable[[], T], source: str) -> T:
     try:
         return load()
     except (OSError, ValueError) as error:
@@ -347,7 +349,7 @@ def _calling(function: Callable[..., Any], *modules: nn.Module) -> nn.Module:
             super().__init__()
             self.parts = nn.ModuleList(modules)
 
-        def forward(self, argument: Any) -> Any:
+        def forward(self, argument: Any) -> Tensor | list[Tensor]:
             return function(*self.parts, argument)
 
     return Calling()

@@ -12,7 +12,7 @@ PyTorch is optional, so the classes are defined inside the functions that build 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from ...engine.model.input_spec import InputSpec
 from ...errors import MissingPackageError, UsageError
@@ -54,7 +54,7 @@ def encoder_decoder(
             self.options = dict(options or {})
             self.batchnorm_frozen = False
 
-        def train(self, mode: bool = True) -> Any:
+        def train(self, mode: bool = True) -> Self:
             super().train(mode)
             if self.batchnorm_frozen:
                 for layer in batchnorm_layers(self.encoder):
