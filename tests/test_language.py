@@ -63,6 +63,10 @@ MODULES = sorted(
     [path for name in ("engine", "export", "kernels", "trainer", "benchmarks") for path in (ROOT / name).rglob("*.py")]
     + list(ROOT.glob("*.py"))
 )
+NO_NOUN = re.compile(
+    "_*(?:kept|found|given|asked|shown|said|done|chosen|taken|seen|wanted|known|ones?|others|whole|those)_*"
+)
+"""Participles and pronouns, which do not say what a variable holds."""
 SOURCES = sorted((ROOT / "kernels" / "cuda").glob("*.cu*"))
 
 
@@ -107,3 +111,64 @@ def test_texts_are_plain_english(path: Path) -> None:
             if match
         ]
     assert not faults, "\n".join(dict.fromkeys(faults))
+
+
+def local_names_of(function: ast.FunctionDef | ast.AsyncFunctionDef, *, is_private: bool) -> list[tuple[int, str]]:
+    """Return (line, name) of the variables that a function binds, and of its parameters if it is private."""
+    names = []
+    if is_private:
+        names = [(entry.lineno, entry.arg) for entry in ast.walk(function.args) if isinstance(entry, ast.arg)]
+    nodes: list[ast.AST] = [*function.body]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.append((node.lineno, node.name))
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.append((node.lineno, node.id))
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            names.append((node.lineno, node.name))
+        # a function has names of its own, and a comprehension is short
+        short = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.comprehension)
+        if not isinstance(node, short):
+            nodes += ast.iter_child_nodes(node)
+    return names
+
+
+def unclear_names(source: str) -> list[tuple[int, str]]:
+    """Return (line, name) of the participles and pronouns that functions of more than five lines bind."""
+    names = []
+
+    def visit(node: ast.AST, *, is_nested: bool) -> None:
+        is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+            if body and (body[-1].end_lineno or 0) - body[0].lineno >= 5:
+                is_private = is_nested or (node.name.startswith("_") and not node.name.startswith("__"))
+                names.extend(local_names_of(node, is_private=is_private))
+        for child in ast.iter_child_nodes(node):
+            visit(child, is_nested=is_nested or is_function)
+
+    visit(ast.parse(source), is_nested=False)
+    return sorted({(line, name) for line, name in names if NO_NOUN.fullmatch(name)})
+
+
+def test_local_variables_are_nouns() -> None:
+    faults = [
+        f"{path.relative_to(ROOT)}:{line}: say what {name} holds, with a noun"
+        for path in MODULES
+        if path.relative_to(ROOT).parts[0] != "benchmarks"
+        for line, name in unclear_names(path.read_text(encoding="utf-8"))
+    ]
+    assert not faults, "\n".join(faults)
+
+
+def test_a_participle_is_a_variable_in_short_functions_alone() -> None:
+    lines = [
+        "def count(given):",
+        "    kept = 0",
+        *["    kept += 1"] * 4,
+        "    return [one for one in range(kept)]",
+    ]
+    assert unclear_names("\n".join(lines)) == [(2, "kept"), *((line, "kept") for line in range(3, 7))]
+    assert unclear_names("\n".join(lines).replace("count", "_count"))[0] == (1, "given")
+    assert unclear_names("\n".join(lines[:3] + lines[-1:])) == []

@@ -102,7 +102,7 @@ def decode_rows(
     scores = np.empty(num_scored * LANES, np.float32) if groups.size > 0 else values
     scratch = np.empty(3 * LANES, np.float32)
 
-    zero, one, no_class = splat(_ZERO), splat(_ONE), splat(NO_CLASS)
+    zero, unit, no_class = splat(_ZERO), splat(_ONE), splat(NO_CLASS)
     of_others = splat(_ONE / np.float32(max(num_scored - 1, 1)))
     last_target = splat(np.float32(num_targets - 1))
     has_sets, has_map = limits.size > 0, threshold_map.shape[0] > 0
@@ -128,7 +128,7 @@ def decode_rows(
 
             for x in range(left, min(left + tile, width), LANES):
                 at, out, n = x - left, y * width + x, width - x
-                finite = where(load(checks[above], at) + load(checks[below], at) == zero, one, zero)
+                finite = where(load(checks[above], at) + load(checks[below], at) == zero, unit, zero)
                 best, top = blend_rows(rows[above], rows[below], at * channels, row_weight[y], channels, values)
                 if groups.size > 0:
                     group_scores(values, groups, num_scored, activation, best, scores)
@@ -140,14 +140,14 @@ def decode_rows(
                     if want_second:
                         second_best = exp_negative(second_best - best)
                     other_mass, squares = softmax(values, channels, best, top)
-                    best = one
+                    best = unit
                 else:
                     other_mass, squares = sum_others(scores, reached, activation, top)
                     best = score_of(activation, best)
                     second_best = score_of(activation, second_best)
                 total = best + other_mass
-                inverse = where(total > zero, one / total, zero)
-                finite_mask = finite == one
+                inverse = where(total > zero, unit / total, zero)
+                finite_mask = finite == unit
 
                 label = top
                 if has_sets:
@@ -155,18 +155,18 @@ def decode_rows(
                         limit = highest_limit = map_limit(threshold_map, y, x, scratch)
                     else:
                         limit = limit_of(limits, where(finite_mask, top, zero))
-                    holds_top = nonconformity(activation, top_value, one == one, best, other_mass, inverse) <= limit
+                    holds_top = nonconformity(activation, top_value, unit == unit, best, other_mass, inverse) <= limit
                     if want_size or rule in (SINGLE, AGREE):
                         # The score of any other class is at least the top's share, except for rounding.
                         if activation == SOFTMAX and in_every_lane(best * inverse > highest_limit * margin):
-                            size, last = where(holds_top, one, zero), where(holds_top, top, no_class)
+                            size, last = where(holds_top, unit, zero), where(holds_top, top, no_class)
                         else:
                             size, last = count_members(
                                 scores, reached, activation, limits, has_map, limit, top, best, other_mass, inverse
                             )
                         if want_size:
                             store_first(indices[_SET_SIZE], out, n, where(finite_mask, size, zero))
-                        label = where(size == one, last, no_class)
+                        label = where(size == unit, last, no_class)
                         if rule == AGREE:
                             label = where(label == top, label, no_class)
                     if rule == ARGMAX:
