@@ -105,11 +105,10 @@ class Calibration:
             return
         if "taxonomy" in different:
             details = mapping_difference({"targets": self.targets, "background": self.background}, taxonomy.to_json())
-            other_differences = self._differences(now, [key for key in different if key != "taxonomy"])
+            settings = self._differences(now, [key for key in different if key != "taxonomy"])
             raise CalibrationMismatch(
                 f"the calibration was made with another class mapping "
-                f"({details or 'other model classes are mapped to the same targets'})"
-                f"{other_differences and f'; {other_differences}'}; "
+                f"({details or 'other model classes are mapped to the same targets'}){settings and f'; {settings}'}; "
                 "give the same --taxonomy FILE as for the calibration, or calibrate again with this class mapping"
             )
         remedy = remedy_of(different)

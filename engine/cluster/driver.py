@@ -351,20 +351,17 @@ class Driver:
         """Withdraw a committed lease; inputs that its worker did not finish are offered again."""
         if outcome.lease in self._committed:
             return False
-        size = (
-            len(self._leases.items(outcome.lease) or ())
-            if self._planner is None
-            else self._planner.size_of(outcome.lease)
-        )
-        if self._planner is not None and outcome.num_rows < size and not self._stop.is_set():
-            uris, items = set(inputs["uri"].to_pylist()), self._leases.items(outcome.lease)
+        lease, planner = outcome.lease, self._planner
+        size = len(self._leases.items(lease) or ()) if planner is None else planner.size_of(lease)
+        if planner is not None and outcome.num_rows < size and not self._stop.is_set():
+            uris, items = set(inputs["uri"].to_pylist()), self._leases.items(lease)
             open_items = [item for item in items or () if item.uri not in uris]
             if open_items:
-                self._planner.publish(f"{outcome.lease}.r", open_items)
+                planner.publish(f"{lease}.r", open_items)
             elif items is None:
                 self._lost_inputs(size - outcome.num_rows)
-        self._leases.withdraw(outcome.lease)
-        self._committed.add(outcome.lease)
+        self._leases.withdraw(lease)
+        self._committed.add(lease)
         return True
 
     def _lost_inputs(self, num_inputs: int) -> None:
