@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import fsspec
 import numpy as np
@@ -19,13 +19,11 @@ from PIL import Image
 
 from ...errors import UsageError
 from ...kernels.cpu.compiled import compiled
+from ..model.png import can_hold_samples
 from ..model.schema import decode_json
 from ..reading import remote
 from ..reading.access import current_access
 from ..reading.local import read_local
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 _KEY = re.compile(rb'\s*("(?:[^"\\]|\\.)*")\s*:')
 
@@ -35,8 +33,6 @@ PICTURE_FORMATS = ("PNG", "TIFF", "BMP", "GIF", "JPEG", "WEBP", "AVIF", "PPM", "
 """Formats that are read. Pillow knows others that run programs: Ghostscript for EPS."""
 MAX_PICTURE = 1 << 30
 """Pixels of the largest picture that is read."""
-_MOST_INFLATED = 1100
-"""Bytes that one compressed byte of a PNG file can stand for, with a margin: deflate reaches 1,032."""
 
 
 class FileTree:
@@ -141,7 +137,7 @@ def open_picture(data: bytes, where: str, *, header_only: bool = False) -> Image
         if image.width * image.height > MAX_PICTURE:
             raise UsageError(f"{fault} it has {image.width}x{image.height} pixels, more than {MAX_PICTURE:,}")
         if not header_only:
-            if name == "PNG" and image.width * image.height * (data[24] / 8) > _MOST_INFLATED * len(data):
+            if name == "PNG" and not can_hold_samples(data, *image.size):
                 raise UsageError(f"{fault} {len(data):,} bytes cannot hold {image.width}x{image.height} pixels")
             image.load()
     except (UsageError, MemoryError):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ...errors import ImageError, UsageError
 from ..model.color_tables import TABLE_NAMES, ColorTable
+from ..model.png import can_hold_samples
 from ..reading.access import current_access
 from ..reading.local import read_local
 from .image_formats import damage, open_image, quiet_pillow
@@ -27,8 +28,6 @@ LABEL_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif")
 MAX_LABELS = 1 << 30
 """Pixels of the largest label map that is read."""
 
-_MOST_INFLATED = 1100
-"""Bytes that one compressed byte of a PNG file can stand for, with a margin: deflate reaches 1,032."""
 _GRAY = ("L", "1", "I;16", "I;16B", "I;16L", "I", "F", "LA")
 _PHOTOMETRIC, _BITS = 262, 258
 
@@ -67,7 +66,7 @@ def decode_map(data: bytes) -> Image.Image:
     """
     with quiet_pillow():
         image = open_image(data, MAX_LABELS)
-        if image.format == "PNG" and _png_bytes(image, data) > _MOST_INFLATED * len(data):
+        if image.format == "PNG" and not can_hold_samples(data, *image.size):
             size = f"{image.width}x{image.height}"
             raise ImageError("truncated", f"damaged PNG file: {len(data):,} bytes cannot hold {size} pixels")
         try:
@@ -76,12 +75,6 @@ def decode_map(data: bytes) -> Image.Image:
             # damaged files raise nearly every exception from inside Pillow's decoders
             raise damage(image.format, error) from error
         return image
-
-
-def _png_bytes(image: Any, data: bytes) -> int:
-    """Return the bytes of a PNG file's samples before compression, from its header."""
-    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(data[25], 1)
-    return image.height * (image.width * channels * data[24] // 8)
 
 
 def _from_colors(image: Any, name: str, colors: ColorTable) -> NDArray[Any]:

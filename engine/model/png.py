@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from .files import inflate
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_MOST_INFLATED = 1100
+"""Bytes that one compressed byte of a PNG file can stand for, with a margin: deflate reaches 1,032."""
 
 
 def encode_png(values: NDArray[np.uint8] | NDArray[np.uint16], palette: NDArray[np.uint8] | None = None) -> bytes:
@@ -37,6 +39,12 @@ def encode_png(values: NDArray[np.uint8] | NDArray[np.uint16], palette: NDArray[
     header = struct.pack(">IIBBBBB", width, height, 8 * depth, 3 if colored else 0, 0, 0, 0)
     colors = _chunk(b"PLTE", palette.tobytes()) if palette is not None and colored else b""
     return b"".join((_SIGNATURE, _chunk(b"IHDR", header), colors, _chunk(b"IDAT", data), _chunk(b"IEND", b"")))
+
+
+def can_hold_samples(data: bytes, width: int, height: int) -> bool:
+    """Return False if the header of any PNG file promises more samples than its bytes can inflate to."""
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(data[25], 1)
+    return height * (width * channels * data[24] // 8) <= _MOST_INFLATED * len(data)
 
 
 def decode_png(data: bytes) -> NDArray[Any]:

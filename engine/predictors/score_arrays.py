@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ...errors import ImageError, MissingPackageError
 from ..inputs.label_maps import decode_map
+from ..inputs.rasters.npy import read_npy_header
 from ..model.schema import read_json_object, read_value
 from ..reading.local import read_local
 
@@ -34,13 +35,7 @@ def read_array(path: Path) -> NDArray[np.float32]:
     """Read a ``.npy`` file of numbers as float32; raises :class:`ImageError`, :class:`ValueError` and ``OSError``."""
     data = read_local(str(path), _MAX_BYTES)
     stream = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(stream)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, in_fortran_order, dtype = read_header(stream)
-    except Exception as error:
-        # NumPy parses the header as Python, whose tokenizer raises errors of its own
-        raise ValueError(f"the .npy file is cut short or damaged: {error}") from error
+    shape, in_fortran_order, dtype = read_npy_header(stream)
     _check(shape, dtype)
     count = math.prod(shape)
     if len(data) - stream.tell() < count * dtype.itemsize:

@@ -23,6 +23,7 @@ from ....errors import ImageError
 from ...model.input_spec import BandSpec
 from ...reading.geotiff import SETTINGS, is_tiff, missing_samples, rasterio_for
 from ..image_formats import damage, open_image, quiet_pillow
+from .npy import read_npy_header
 
 NPY = b"\x93NUMPY"
 """First bytes of a NumPy file."""
@@ -164,12 +165,9 @@ def _npy_samples(
     """
     stream = io.BytesIO(data)
     try:
-        version = np.lib.format.read_magic(stream)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, in_fortran_order, dtype = read_header(stream)
-    except Exception as error:
-        # NumPy parses the header as Python code, whose tokenizer has its own exceptions
-        raise ImageError("truncated", f"the .npy file is cut short or damaged: {error}") from error
+        shape, in_fortran_order, dtype = read_npy_header(stream)
+    except ValueError as error:
+        raise ImageError("truncated", str(error)) from error
     has_batch_axis = len(shape) == 4 and shape[0] == 1
     if dtype.hasobject or not (has_batch_axis or len(shape) in (2, 3)) or min(shape) < 1:
         raise ImageError(
