@@ -46,7 +46,7 @@ from maskmill.errors import StoreError
 from tests.builders import input_row, label_row
 from tests.fuzz import variants
 from tests.fuzz.mutation import Change, adjust_value, change_bytes, change_lines, change_value
-from tests.fuzz.targets import TARGETS, Target, _json
+from tests.fuzz.targets import TARGETS, Target, _json, training_run
 from tests.models import band_bundle, color_bundle, color_image, sam_bundle, text_bundle
 
 GRID = (4, 6)
@@ -134,18 +134,10 @@ def _store_run_of_everything(folder: Path) -> Target:
 
 def _training_run_on_bands(folder: Path) -> Target:
     from maskmill.engine.model.input_spec import BandSpec
-    from maskmill.trainer.run import Run
     from tests.trainer.test_run import RUN
 
     bands = BandSpec(numbers=(4, 1, 2), sample_type="uint16", display=(4, 1, 2), display_range=(0, 10_000))
-    replace(RUN, input=replace(RUN.input, bands=bands)).save(folder)
-    path = folder / "run.json"
-
-    def read(document: Any) -> None:
-        path.write_bytes(_json(document))
-        Run.load(folder)
-
-    return Target(json.loads(path.read_text()), change_value, read, adjust_value)
+    return training_run(folder, replace(RUN, input=replace(RUN.input, bands=bands)))
 
 
 def _training_log(folder: Path) -> Target:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -50,6 +50,9 @@ from tests.builders import encoded, input_row, label_row, photo
 from tests.fuzz import variants
 from tests.fuzz.mutation import Change, adjust_value, change_bytes, change_lines, change_value
 from tests.models import color_bundle, color_image
+
+if TYPE_CHECKING:
+    from maskmill.trainer.run import Run
 
 Reader = Callable[[Any], None]
 """Writes a changed document and reads it; raises a :class:`maskmill.errors.MaskmillError` if it is refused."""
@@ -200,10 +203,16 @@ def _store_run(folder: Path) -> Target:
 
 
 def _training_run(folder: Path) -> Target:
-    from maskmill.trainer.run import Run
     from tests.trainer.test_run import RUN
 
-    RUN.save(folder)
+    return training_run(folder, RUN)
+
+
+def training_run(folder: Path, run: Run) -> Target:
+    """Return the target of the settings of a training run."""
+    from maskmill.trainer.run import Run
+
+    run.save(folder)
     path = folder / "run.json"
 
     def read(document: Any) -> None:
